@@ -1,0 +1,132 @@
+"""One entry of the route table: what it takes, who may, what it answers; and the pipeline that serves it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.body import read_json
+from service.api.models import NoQuery
+from service.commands import keys
+from service.commands.context import Services
+from service.domain.ids import parse_id
+from service.domain.principal import Permission, Principal, demand
+from service.errors import Invalid, NotFound, Unauthenticated
+
+DEV: Final = "dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, unpacked and authenticated."""
+
+    services: Services
+    principal: Principal
+    request: Request
+    path: Mapping[str, str]
+    query: Any
+    body: Any
+    raw_body: Any
+
+    def id(self, name: str) -> Any:
+        """A UUID of the path. What is none was never given out: `NotFound`."""
+        value = parse_id(self.path[name])
+        if value is None:
+            raise NotFound(f"no such {name.removesuffix('_id')}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`permission` None means that no key is needed. `body_required` false: neither body nor content type."""
+
+    method: str
+    path: str
+    handler: Handler
+    answer: type[BaseModel]
+    permission: Permission | None = Permission.READ
+    status: int = 200
+    query: type[BaseModel] = NoQuery
+    body: type[BaseModel] | None = None
+    body_required: bool = True
+    any_body: bool = False
+    problems: tuple[int, ...] = ()
+    tag: str = "runs"
+
+
+async def serve(operation: Operation, request: Request) -> Response:
+    """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
+    services: Services = request.app.state.services
+    principal = await _principal(operation, request, services)
+    query = _validated(operation.query, dict(request.query_params), "query")
+    raw_body = await read_json(request) if operation.body or operation.any_body else None
+    body = _body(operation, raw_body)
+    call = Call(services, principal, request, request.path_params, query, body, raw_body)
+    reply = await operation.handler(call)
+    return json_response(reply.body, reply.status if reply.status != 200 else operation.status, reply.headers)
+
+
+def json_response(
+    body: Any, status: int, headers: Mapping[str, str] | None = None, media_type: str = "application/json"
+) -> Response:
+    return Response(orjson.dumps(body), status, dict(headers or {}), media_type=media_type)
+
+
+async def _principal(operation: Operation, request: Request, services: Services) -> Principal:
+    """Who asks. With auth off it is `dev`, who may everything in the tenant `default`."""
+    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
+    if not request.app.state.auth_required:
+        return Principal(actor or DEV, "default", "admin")
+    if operation.permission is None:
+        return Principal("anonymous", "", "submitter")
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthenticated("send Authorization: Bearer <key>")
+    principal = await keys.authenticate(services.db, services.keyring, key.strip())
+    demand(principal, operation.permission)
+    if principal.role == "service" and actor:
+        return Principal(actor, principal.tenant, principal.role, principal.groups)
+    return principal
+
+
+def _body(operation: Operation, raw: Any) -> Any:
+    if operation.body is None:
+        return None
+    if raw is None:
+        if operation.body_required:
+            raise Invalid("the request needs a body", errors=[{"pointer": "", "message": "a JSON body is required"}])
+        raw = {}
+    return _validated(operation.body, raw, "body")
+
+
+def _validated(model: type[BaseModel], value: Any, part: str) -> BaseModel:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise Invalid(f"the {part} is not valid", errors=pointers(error, part)) from None
+
+
+def pointers(error: ValidationError, part: str = "body") -> list[dict[str, str]]:
+    """Where and what, without the values that were given: they may be secret."""
+    prefix = "" if part == "body" else f"/{part}"
+    return [
+        {
+            "pointer": prefix + "".join("/" + str(at).replace("~", "~0").replace("/", "~1") for at in e["loc"]),
+            "message": e["msg"].removeprefix("Value error, "),
+        }
+        for e in error.errors(include_url=False, include_input=False, include_context=False)
+    ]

@@ -1,0 +1,159 @@
+"""Domain objects as the JSON of the contract, and the queries that a page of them needs."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.commands.context import Services
+from service.domain import form, policy
+from service.domain.approval import Approval
+from service.domain.event import rfc3339
+from service.domain.ids import job_id
+from service.domain.plan import Documents
+from service.domain.run import TOTAL_STEPS, Run, RunStatus, ms_between
+from service.store import approvals, runs
+from service.store.database import Conn
+
+
+def when(at: datetime | None) -> str | None:
+    return rfc3339(at) if at else None
+
+
+def approval_view(a: Approval) -> dict[str, Any]:
+    return {
+        "approval_id": str(a.id),
+        "run_id": str(a.run_id) if a.run_id else None,
+        "tenant": a.tenant,
+        "checkpoint_type": a.checkpoint_type,
+        "status": a.status.value,
+        "reasons": list(a.reasons),
+        "message": a.message,
+        "user_id": a.user_id,
+        "session_id": a.session_id,
+        "context": dict(a.context),
+        "schema": a.schema,
+        "payload_sha256": a.payload_sha256,
+        "created_at": when(a.created_at),
+        "expires_at": when(a.expires_at),
+        "on_timeout": a.on_timeout,
+        "reviewers": {"users": a.reviewers.users, "groups": a.reviewers.groups, "quorum": a.reviewers.quorum},
+        "claimed_by": a.claimed_by,
+        "claimed_until": when(a.claimed_until),
+        "decisions": [
+            {
+                "actor": d.actor,
+                "action": d.action,
+                "reason": d.reason,
+                "edits": d.edits,
+                "at": when(d.at),
+                "channel": d.channel,
+            }
+            for d in a.decisions
+        ],
+        "decided_at": when(a.decided_at),
+    }
+
+
+async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each run whole, in three queries for all of them."""
+    ids = [run.id for run in page]
+    docs = await runs.documents_of(conn, ids)
+    waiting = await approvals.open_of_runs(conn, ids)
+    history = await runs.steps_of(conn, ids)
+    now = services.db.now()
+    return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in page]
+
+
+async def run_view(services: Services, tenant: str, run_id: UUID) -> dict[str, Any] | None:
+    async with services.db.connection() as conn:
+        run = await runs.get(conn, tenant, run_id)
+        return (await run_views(conn, services, [run]))[0] if run else None
+
+
+def _run_view(
+    run: Run, docs: Documents, waiting: Sequence[Approval], history: Sequence[runs.StepRecord], now: datetime
+) -> dict[str, Any]:
+    schema = (docs.description or {}).get("schema")
+    expiries = [a.expires_at for a in waiting] + ([run.deadline_at] if run.deadline_at and not run.final else [])
+    return {
+        "run_id": str(run.id),
+        "job_id": job_id(run.id, run.fencing_token),
+        "tenant": run.tenant,
+        "status": run.status.value,
+        "current_step": run.step.value,
+        "provider": run.provider,
+        "user_id": run.user_id,
+        "session_id": run.session_id,
+        "created_at": when(run.created_at),
+        "updated_at": when(run.updated_at),
+        "expires_at": when(min(expiries, default=run.deadline_at)),
+        "finished_at": when(run.finished_at),
+        "submitter": run.submitter,
+        "priority": run.priority,
+        "run_input": docs.run_input,
+        "hitl_config": policy.dump(docs.config),
+        "payload": docs.payload,
+        "payload_sha256": run.payload_sha256,
+        "validation_issues": form.issues(docs.payload, schema) if docs.payload is not None else [],
+        "progress": {
+            "total_steps": TOTAL_STEPS,
+            "completed_steps": run.completed_steps,
+            "percentage": 100 * run.completed_steps / TOTAL_STEPS,
+            "current_step": run.step.value,
+            "step_history": [
+                {"step": s.step, "status": s.status, "timestamp": when(s.at), "actor": s.actor, "message": s.message}
+                for s in history
+            ],
+        },
+        "pending_actions": [approval_view(a) for a in waiting],
+        "result": docs.result["response"] if docs.result and run.status is RunStatus.COMPLETED else None,
+        "raw_response": docs.raw_response,
+        "error": run.error,
+        "timings": _timings(run, now),
+        "cost": {"estimated_usd": run.estimated_usd, "actual_usd": run.actual_usd},
+        "version": run.version,
+    }
+
+
+def _timings(run: Run, now: datetime) -> dict[str, int]:
+    """What was added up, and the wait that is still going on."""
+    waits = ms_between(run.status_since, now)
+    return {
+        "queue_ms": run.queue_ms + (waits if run.status is RunStatus.QUEUED else 0),
+        "human_ms": run.human_ms + (waits if run.status is RunStatus.AWAITING_HUMAN else 0),
+        "provider_ms": run.provider_ms + (waits if run.status is RunStatus.AWAITING_PROVIDER else 0),
+        "total_ms": ms_between(run.created_at, run.finished_at or now),
+    }
+
+
+def job_view(run: Run, asked: str, result: Any) -> dict[str, Any]:
+    """The state of the run's latest wake-up, under whichever of its job ids it was asked for."""
+    return {
+        "job_id": asked,
+        "status": _job_status(run),
+        "result": result,
+        "error": run.error,
+        "enqueued_at": when(run.woken_at),
+        "started_at": when(run.claimed_at),
+        "finished_at": when(run.finished_at or run.released_at),
+        "meta": {"run_id": str(run.id), "run_status": run.status.value, "current_step": run.step.value},
+    }
+
+
+def _job_status(run: Run) -> str:
+    match run.status:
+        case RunStatus.QUEUED:
+            return "queued" if run.due_at is not None and run.due_at <= run.updated_at else "deferred"
+        case RunStatus.RUNNING:
+            return "in_progress"
+        case RunStatus.FAILED:
+            return "failed"
+        case _:
+            return "complete"
+
+
+def problem_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a refusal carries beside its code, with domain objects packed and what is null left out."""
+    packed = {key: approval_view(value) if isinstance(value, Approval) else value for key, value in extra.items()}
+    return {key: value for key, value in packed.items() if value is not None}

@@ -1,0 +1,130 @@
+"""Floor 8: the web process. `uvicorn --factory service.app:create_app`."""
+
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import logs
+from service.api import openapi, problems
+from service.api.operation import json_response
+from service.api.routes import routes
+from service.errors import HitlError
+from service.runtime import open_runtime
+from service.settings import Settings, load_or_exit, require_or_exit
+
+log = logs.get_logger("web")
+
+_REQUEST_ID: Final = re.compile(r"^[\x21-\x7e]{1,128}$")
+_TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+_CSP: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """The app of this process. A bad setting ends the process with one line and status 2."""
+    given = require_or_exit(settings or load_or_exit())
+    logs.configure(process="web", level=given.log_level, fmt=given.log_format)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
+            app.state.services = runtime.services
+            app.state.auth_required = given.auth_required
+            yield
+
+    static = resources.files("service.api") / "static"
+    return Starlette(
+        routes=[
+            *routes(),
+            Route("/openapi.json", _openapi),
+            Route("/docs", _docs),
+            Mount("/docs/static", StaticFiles(directory=str(static))),
+        ],
+        middleware=[Middleware(RequestContext)],
+        exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
+        lifespan=lifespan,
+    )
+
+
+async def _openapi(request: Request) -> Response:
+    request.state.route = "/openapi.json"
+    return json_response(openapi.document(), 200)
+
+
+async def _docs(request: Request) -> Response:
+    """Swagger UI from the package: no network is needed to read the API."""
+    request.state.route = "/docs"
+    page = (resources.files("service.api") / "static" / "docs.html").read_text()
+    return HTMLResponse(page, headers={"Content-Security-Policy": _CSP})
+
+
+class RequestContext:
+    """Ids in and out, one line a request, and the wall behind which no exception text passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        ids = _ids(request)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state |= {"route": "unmatched", **ids}
+        status = 500
+        started = time.monotonic()
+
+        async def send_with_ids(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_headers(ids)]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
+            try:
+                await self._app(scope, receive, send_with_ids)
+            except Exception as error:
+                log.error("http.error", error=type(error).__name__, route=state["route"])
+                await problems.internal(request)(scope, receive, send_with_ids)
+            took_ms = round((time.monotonic() - started) * 1000, 1)
+            log.info("http.request", method=scope["method"], route=state["route"], status=status, duration_ms=took_ms)
+
+
+def _ids(request: Request) -> dict[str, str | None]:
+    given = request.headers.get("x-request-id", "")
+    traceparent = request.headers.get("traceparent", "").strip().lower()
+    traced = _TRACEPARENT.match(traceparent)
+    return {
+        "request_id": given if _REQUEST_ID.match(given) else uuid4().hex,
+        "traceparent": traceparent if traced else None,
+        "trace_id": traced[1] if traced else None,
+    }
+
+
+def _headers(ids: dict[str, str | None]) -> list[tuple[bytes, bytes]]:
+    found = [
+        (b"x-request-id", (ids["request_id"] or "").encode("ascii")),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+    if ids["traceparent"]:
+        found.append((b"traceparent", ids["traceparent"].encode("ascii")))
+    return found

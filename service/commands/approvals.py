@@ -1,0 +1,330 @@
+"""Use cases of an approval: decide, ask. One decision wins; decision, timeout and cancel race for one row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from service.commands.context import After, Services, carry_out, finish, queued, with_asked
+from service.commands.runs import Idempotency, taken
+from service.domain import approval as rules
+from service.domain.approval import Approval, ApprovalStatus, Order, Verdict
+from service.domain.call import CallStatus
+from service.domain.canonical import NotCanonical, payload_sha256
+from service.domain.event import EventType, Fact
+from service.domain.ids import uuid7
+from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
+from service.domain.principal import Principal
+from service.domain.run import Run, Step, cancel, check_live, woken
+from service.errors import (
+    AlreadyDecided,
+    AmbiguousApproval,
+    ApprovalExpired,
+    Conflict,
+    HitlError,
+    NoOpenApproval,
+    NotFound,
+)
+from service.logs import get_logger
+from service.store import approvals, calls, idempotency, runs
+from service.store.database import Conn
+
+log = get_logger("commands.approvals")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    approval: Approval
+    run: Run | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a program asks a human."""
+
+    checkpoint_type: str
+    message: str
+    context: Mapping[str, Any]
+    schema: Any = None
+    timeout_s: float = 86_400
+    on_timeout: OnTimeout = "reject"
+    escalate_to: EscalateTo | None = None
+    remind_after_s: float | None = None
+    reviewers: Reviewers = ANYONE
+    user_id: str | None = None
+    session_id: str | None = None
+    callback_url: str | None = None
+    idempotency: Idempotency | None = None
+
+
+async def only_open(services: Services, run_id: UUID, principal: Principal) -> UUID:
+    """The run's one open approval. Raises `NotFound`, or a 409 that says why there is none to decide."""
+    async with services.db.connection() as conn:
+        run = await runs.get(conn, principal.tenant, run_id)
+        if run is None:
+            raise NotFound("no such run")
+        found = await approvals.open_of_run(conn, run_id)
+    if len(found) == 1:
+        return found[0].id
+    if found:
+        raise AmbiguousApproval("more than one approval is open", extra={"run_status": run.status})
+    check_live(run)
+    raise NoOpenApproval("the run has no open approval", extra={"run_status": run.status})
+
+
+async def decide(
+    services: Services,
+    approval_id: UUID,
+    order: Order,
+    principal: Principal,
+    *,
+    channel: str = "http",
+    run_id: UUID | None = None,
+) -> Decided:
+    """Take one reviewer's answer. Exactly one wins; refusals change nothing and say who was first.
+
+    Raises `NotFound`, `NotAReviewer`, `SelfApproval`, `AlreadyDecided`, `ApprovalExpired`, `RunPaused`,
+    `PayloadChanged`, `InvalidPayload`, `Invalid`. `run_id`, where given, must be the approval's run.
+    """
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        known = await approvals.get(conn, principal.tenant, approval_id)
+        if known is None or (run_id is not None and known.run_id != run_id):
+            raise NotFound("no such approval")
+        run = await runs.lock_any(conn, known.run_id) if known.run_id else None
+        current = await approvals.lock(conn, approval_id)
+        assert current is not None
+        if rules.same_answer(current, order, principal):
+            return Decided(current, run, replayed=True)
+        try:
+            if run is not None and current.is_open:
+                check_live(run)
+            verdict = rules.judge(current, order, principal, now=services.db.now(), channel=channel)
+        except (Conflict, ApprovalExpired) as refusal:
+            raise _naming(refusal, current, run) from None
+        run = await _take(conn, services, verdict, run, after)
+    _log(verdict.approval, principal.subject, order.action)
+    await carry_out(services, after)
+    return Decided(verdict.approval, run)
+
+
+async def ask(services: Services, question: Question, principal: Principal) -> tuple[Approval, bool]:
+    """Open an approval that belongs to no run. Returns it, and whether it was there before."""
+    now = services.db.now()
+    payload = question.context.get("payload")
+    opened = Approval(
+        id=uuid7(), tenant=principal.tenant, run_id=None, checkpoint_type=question.checkpoint_type,
+        status=ApprovalStatus.PENDING, reasons=["requested"], message=question.message, context=question.context,
+        schema=question.schema, payload_sha256=_hash(payload), user_id=question.user_id,
+        session_id=question.session_id, submitter=principal.subject, reviewers=question.reviewers,
+        on_timeout=question.on_timeout, timeout_s=question.timeout_s, escalate_to=question.escalate_to,
+        escalated_at=None, remind_after_s=question.remind_after_s,
+        remind_at=now + timedelta(seconds=question.remind_after_s) if question.remind_after_s else None,
+        created_at=now, expires_at=now + timedelta(seconds=question.timeout_s), clock_stopped_at=None, timer_no=1,
+        armed=False, edited=False, claimed_by=None, claimed_until=None, decided_at=None,
+        callback_url=question.callback_url, version=1,
+    )  # fmt: skip
+    async with services.db.transaction() as conn:
+        earlier = await taken(conn, principal.tenant, question.idempotency)
+        if earlier is not None:
+            found = await approvals.get(conn, principal.tenant, UUID(earlier["approval_id"]))
+            assert found is not None
+            return found, True
+        await approvals.insert(conn, opened)
+        if question.idempotency is not None:
+            answer = {"approval_id": str(opened.id)}
+            await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
+    log.info("approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject)
+    await services.notifier.notify(opened.id)
+    return opened, False
+
+
+async def expire(services: Services, approval_id: UUID) -> bool:
+    """Do what silence means, if the approval's time is out by Postgres's clock. Returns whether it was."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        current, run = await _locked(conn, approval_id)
+        if current is None or not await _due(conn, current):
+            return False
+        now = services.db.now()
+        if rules.escalates(current):
+            await _escalate(conn, current, run, now, after)
+            changed = current
+        else:
+            verdict = rules.silent_verdict(current, now=max(now, current.expires_at))
+            await _take(conn, services, verdict, run, after)
+            changed = verdict.approval
+    if changed.status is ApprovalStatus.EXPIRED:
+        log.info("approval.expired", approval_id=str(approval_id), tenant=changed.tenant)
+    elif not changed.is_open:
+        _log(changed, rules.TIMEOUT_ACTOR, "approve")
+    await carry_out(services, after)
+    return True
+
+
+async def remind(services: Services, approval_id: UUID) -> bool:
+    """Say once more that a human is waited for, if it is time to. Returns whether it was."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        current, run = await _locked(conn, approval_id)
+        now = services.db.now()
+        if current is None or not current.is_open or current.remind_at is None or current.remind_at > now:
+            return False
+        if current.clock_stopped_at is not None or current.remind_after_s is None:
+            return False
+        await approvals.save(conn, replace(current, remind_at=now + timedelta(seconds=current.remind_after_s)))
+        if run is not None:
+            fact = Fact(EventType.APPROVAL_REMINDED, "system", {"approval_id": str(current.id)})
+            await runs.save(conn, run, [fact], now=now)
+            after.changed.append(run.id)
+        after.changed.append(current.id)
+    await carry_out(services, after)
+    return True
+
+
+async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | None, after: After) -> Run | None:
+    """Write the answer and what it does to the run: the whole decision is this one transaction."""
+    approval = verdict.approval
+    if approval.status is not ApprovalStatus.EXPIRED:
+        await approvals.add_decision(conn, approval, verdict.decision)
+    await approvals.save(conn, approval)
+    after.changed.append(approval.id)
+    if run is None:
+        return None
+    now = services.db.now()
+    fact = _fact(approval, verdict)
+    match approval.status:
+        case ApprovalStatus.PENDING:
+            run, _ = await runs.save(conn, run, [fact], now=now)
+            after.changed.append(run.id)
+            return run
+        case ApprovalStatus.REJECTED | ApprovalStatus.EXPIRED:
+            return await _end(conn, run, approval, verdict, fact, now, after)
+        case _:
+            return await _go_on(conn, run, verdict, fact, now, after)
+
+
+async def _end(
+    conn: Conn, run: Run, approval: Approval, verdict: Verdict, fact: Fact, now: datetime, after: After
+) -> Run:
+    expired = approval.status is ApprovalStatus.EXPIRED
+    code = "approval_expired" if expired else "rejected"
+    message = "nobody answered in time" if expired else verdict.decision.reason or "rejected"
+    ended = cancel(run, code=code, message=message, now=now)
+    actor = verdict.decision.actor
+    facts = [fact, Fact(EventType.RUN_CANCELLED, actor, {"code": code, "step": run.step})]
+    ended = await finish(conn, ended, facts, now=now, after=after, actor=actor)
+    await runs.record_step(conn, ended, runs.StepRecord(run.step, "cancelled", now, actor, code))
+    log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status)
+    return ended
+
+
+async def _go_on(conn: Conn, run: Run, verdict: Verdict, fact: Fact, now: datetime, after: After) -> Run:
+    approval = verdict.approval
+    checkpoint = approval.checkpoint_type
+    run = with_asked(run, checkpoint, approval.reasons)
+    if approval.edited and approval.payload_sha256 != run.payload_sha256:
+        await runs.set_payload(conn, run.id, verdict.payload)
+        run = replace(run, payload_sha256=approval.payload_sha256)
+    if verdict.has_response and checkpoint == Checkpoint.RESPONSE_REVIEW:
+        await runs.set_result(conn, run.id, {"response": verdict.response})
+    if verdict.has_response and checkpoint == Checkpoint.OUTCOME_UNKNOWN:
+        run = await _take_outcome(conn, run, verdict, now)
+    elif approval.status is ApprovalStatus.RETRIED or checkpoint in (
+        Checkpoint.ERROR_RECOVERY,
+        Checkpoint.OUTCOME_UNKNOWN,
+    ):
+        run = _call_anew(run)
+    ready = woken(run, now=now)
+    ready, _ = await runs.save(conn, ready, [fact, queued(ready, "decided")], now=now)
+    after.wake.append(ready)
+    after.changed.append(ready.id)
+    return ready
+
+
+def _call_anew(run: Run) -> Run:
+    """A human's retry, or an edited payload, is a new call with a new key; what an edit raised asks first."""
+    asked = {name: reasons for name, reasons in run.asked.items() if name != Checkpoint.RESPONSE_REVIEW}
+    return replace(run, step=Step.PAYLOAD_REVIEW, call_no=run.call_no + 1, asked=asked)
+
+
+async def _take_outcome(conn: Conn, run: Run, verdict: Verdict, now: datetime) -> Run:
+    """A human says what came of a call that was never answered."""
+    call = await calls.lock(conn, run.id, run.call_no)
+    assert call is not None
+    answered = replace(call, status=CallStatus.ANSWERED, output=verdict.response, raw=verdict.response, finished_at=now)
+    await calls.save(conn, answered)
+    await runs.set_answer(conn, run.id, output=verdict.response, raw=verdict.response)
+    return run
+
+
+async def _escalate(conn: Conn, current: Approval, run: Run | None, now: datetime, after: After) -> None:
+    await approvals.save(conn, rules.escalated(current, now=now))
+    after.changed.append(current.id)
+    if run is not None:
+        target = current.escalate_to.model_dump() if current.escalate_to else {}
+        fact = Fact(EventType.APPROVAL_ESCALATED, rules.TIMEOUT_ACTOR, {"approval_id": str(current.id), "to": target})
+        await runs.save(conn, run, [fact], now=now)
+        after.changed.append(run.id)
+
+
+async def _locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | None]:
+    """The approval and its run, locked in the one order that all use: the run first."""
+    known = await approvals.run_of(conn, approval_id)
+    if known is None:
+        return None, None
+    run = await runs.lock_any(conn, known[0]) if known[0] else None
+    return await approvals.lock(conn, approval_id), run
+
+
+async def _due(conn: Conn, current: Approval) -> bool:
+    if not current.is_open or current.clock_stopped_at is not None:
+        return False
+    return bool(await conn.fetchval("select $1::timestamptz <= now()", current.expires_at))
+
+
+def _fact(approval: Approval, verdict: Verdict) -> Fact:
+    data = {
+        "approval_id": str(approval.id),
+        "checkpoint_type": approval.checkpoint_type,
+        "status": approval.status,
+        "payload_sha256": approval.payload_sha256,
+    }
+    if approval.status is ApprovalStatus.EXPIRED:
+        return Fact(EventType.APPROVAL_EXPIRED, verdict.decision.actor, data)
+    decision = verdict.decision
+    return Fact(
+        EventType.APPROVAL_DECIDED,
+        decision.actor,
+        {**data, "action": decision.action, "channel": decision.channel},
+    )
+
+
+def _naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
+    """The refusal with what a caller needs to see: the approval as it stands, and its run's status."""
+    named = AlreadyDecided(refusal.detail) if type(refusal) is AlreadyDecided else refusal
+    named.extra = {**named.extra, "approval": current, "run_status": run.status if run else None}
+    return named
+
+
+def _hash(payload: Any) -> str | None:
+    if payload is None:
+        return None
+    try:
+        return payload_sha256(payload)
+    except NotCanonical:
+        return None
+
+
+def _log(approval: Approval, actor: str, action: str) -> None:
+    log.info(
+        "approval.decided",
+        approval_id=str(approval.id),
+        run_id=str(approval.run_id) if approval.run_id else None,
+        tenant=approval.tenant,
+        actor=actor,
+        action=action,
+        status=approval.status,
+    )

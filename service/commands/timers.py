@@ -1,0 +1,140 @@
+"""The sweep: the periodic search for lost work. Whatever a hint would have started is found here without one.
+
+Several workers sweep at once; rows are locked with SKIP LOCKED, and each use case checks again under its lock.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from service.commands import approvals as approval_commands
+from service.commands.context import After, Services, carry_out, finish, queued, release_next
+from service.domain.event import EventType, Fact
+from service.domain.ids import job_id
+from service.domain.run import Run, RunStatus, fail, ms_between, woken
+from service.logs import get_logger
+from service.store import approvals, runs, workers
+from service.store.database import Conn
+
+BATCH: Final = 200
+LOST_AFTER_S: Final = 3.0
+
+log = get_logger("commands.timers")
+
+
+async def sweep(services: Services) -> Counter[str]:
+    """One pass over everything that may have been lost. Returns what was found, by kind."""
+    found: Counter[str] = Counter()
+    found["recovered"] = await recover_abandoned(services)
+    found["timed_out"] = await end_overdue(services)
+    async with services.db.connection() as conn:
+        due = await approvals.due(conn, limit=BATCH)
+        late = await approvals.to_remind(conn, limit=BATCH)
+    for approval_id in due:
+        found["expired"] += await approval_commands.expire(services, approval_id)
+    for approval_id in late:
+        found["reminded"] += await approval_commands.remind(services, approval_id)
+    found["armed"] = await arm(services)
+    found["woken"] = await wake_lost(services)
+    found["released"] = await release_lines(services)
+    async with services.db.connection() as conn:
+        await workers.forget_silent(conn, after_s=3600)
+    return found
+
+
+async def recover_abandoned(services: Services) -> int:
+    """Take over runs whose worker fell silent: a new token refuses whatever it may still write."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        abandoned = await runs.lock_abandoned(conn, limit=BATCH)
+        now = services.db.now()
+        for run in abandoned:
+            after.wake.append(await _taken_over(conn, run, now))
+            after.changed.append(run.id)
+    await carry_out(services, after)
+    for run in abandoned:
+        await services.queue.forget(job_id(run.id, run.fencing_token - 1))
+        log.warning("run.recovered", run_id=str(run.id), tenant=run.tenant, step=run.step, worker=run.worker_id)
+    return len(abandoned)
+
+
+async def end_overdue(services: Services) -> int:
+    """Fail the runs whose own deadline passed."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        overdue = await runs.lock_past_deadline(conn, limit=BATCH)
+        now = services.db.now()
+        for run in overdue:
+            ended = fail(run, code="run_timeout", message="the run's time is out", recoverable=False, now=now)
+            facts = [Fact(EventType.RUN_FAILED, "system", {"code": "run_timeout", "step": run.step})]
+            await finish(conn, ended, facts, now=now, after=after, actor="system")
+            after.stopped.append(run.id)
+    await carry_out(services, after)
+    for run in overdue:
+        log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status="failed", code="run_timeout")
+    return len(overdue)
+
+
+async def arm(services: Services) -> int:
+    """Give deadlines that came inside the horizon their deferred jobs."""
+    async with services.db.transaction() as conn:
+        timers = await approvals.arm(conn, horizon_s=services.horizon_s, limit=BATCH)
+        due = await runs.arm_due(conn, horizon_s=services.horizon_s, limit=BATCH)
+    for timer in timers:
+        await services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"])
+    for run in due:
+        await services.queue.wake(run)
+    return len(timers) + len(due)
+
+
+async def wake_lost(services: Services) -> int:
+    """Send again the wake-ups that nobody acted on. The same job id twice is one job."""
+    async with services.db.connection() as conn:
+        waiting = await runs.due_unclaimed(conn, for_s=LOST_AFTER_S, limit=BATCH)
+    sent = 0
+    for run in waiting:
+        if await services.queue.wake(run):
+            sent += 1
+        elif await services.queue.stuck(job_id(run.id, run.fencing_token)):
+            sent += await _out_of_limbo(services, run)
+    return sent
+
+
+async def release_lines(services: Services) -> int:
+    """Let the first run of each session's line go, should its predecessor's end have missed it."""
+    async with services.db.connection() as conn:
+        sessions = await runs.sessions_in_line(conn, limit=BATCH)
+    after = After.nothing()
+    for tenant, session_id in sessions:
+        async with services.db.transaction() as conn:
+            await release_next(conn, tenant, session_id, now=services.db.now(), after=after)
+    await carry_out(services, after)
+    return len(after.wake)
+
+
+async def _taken_over(conn: Conn, run: Run, now: datetime) -> Run:
+    assert run.lease_until is not None
+    data = {"worker": run.worker_id, "stood_still_ms": ms_between(run.updated_at, now), "step": run.step}
+    facts = [Fact(EventType.RUN_RECOVERED, "system", data)]
+    if run.status is RunStatus.PAUSED:  # it stays paused; only the dead worker's hold ends
+        ready = replace(run, lease_until=None, worker_id=None, fencing_token=run.fencing_token + 1)
+    else:
+        ready = woken(run, now=now)
+        facts.append(queued(ready, "recovered"))
+    saved, _ = await runs.save(conn, ready, facts, now=now)
+    return saved
+
+
+async def _out_of_limbo(services: Services, run: Run) -> bool:
+    """A worker died between arq's mark and our claim: that job id is blocked, so a new token and a new id."""
+    async with services.db.transaction() as conn:
+        current = await runs.lock_any(conn, run.id)
+        if current is None or current.fencing_token != run.fencing_token or current.leased:
+            return False
+        now = services.db.now()
+        ready = replace(current, fencing_token=current.fencing_token + 1, woken_at=now)
+        ready, _ = await runs.save(conn, ready, [], now=now)
+    await services.queue.wake(ready)
+    await services.queue.forget(job_id(run.id, run.fencing_token))
+    return True

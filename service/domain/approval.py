@@ -1,0 +1,368 @@
+"""An approval: the question put to reviewers, and the rules by which one answer wins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from service.domain import schema as schemas
+from service.domain.canonical import NotCanonical, payload_sha256
+from service.domain.patch import merge_patch
+from service.domain.payload import missing
+from service.domain.policy import Checkpoint, EscalateTo, OnTimeout, Reviewers
+from service.domain.principal import Principal
+from service.errors import (
+    AlreadyDecided,
+    ApprovalExpired,
+    Conflict,
+    Invalid,
+    InvalidPayload,
+    NotAReviewer,
+    PayloadChanged,
+    SelfApproval,
+)
+
+
+class ApprovalStatus(StrEnum):
+    PENDING = "pending"
+    APPROVED = "approved"
+    EDITED = "edited"
+    REJECTED = "rejected"
+    RETRIED = "retried"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+Action = Literal["approve", "edit", "reject", "retry"]
+Channel = Literal["http", "websocket", "link", "console", "cli", "timeout", "relay"]
+TIMEOUT_ACTOR: Final = "system:timeout"
+
+_RETRYABLE: Final = frozenset({Checkpoint.RESPONSE_REVIEW, Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN})
+_PAYLOAD_CHECKPOINTS: Final = frozenset(
+    {Checkpoint.INFORMATION_REVIEW, Checkpoint.PAYLOAD_REVIEW, Checkpoint.ERROR_RECOVERY}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One reviewer's answer. `payload_sha256` is the hash of what this answer was given for."""
+
+    actor: str
+    action: Action
+    reason: str | None
+    edits: Any
+    at: datetime
+    channel: str
+    payload_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """The row of `approvals` with its decisions. `context` is what was shown, whole."""
+
+    id: UUID
+    tenant: str
+    run_id: UUID | None
+    checkpoint_type: str
+    status: ApprovalStatus
+    reasons: Sequence[str]
+    message: str
+    context: Mapping[str, Any]
+    schema: Any
+    payload_sha256: str | None
+    user_id: str | None
+    session_id: str | None
+    submitter: str
+    reviewers: Reviewers
+    on_timeout: OnTimeout
+    timeout_s: float
+    escalate_to: EscalateTo | None
+    escalated_at: datetime | None
+    remind_after_s: float | None
+    remind_at: datetime | None
+    created_at: datetime
+    expires_at: datetime
+    clock_stopped_at: datetime | None
+    timer_no: int
+    armed: bool
+    edited: bool
+    claimed_by: str | None
+    claimed_until: datetime | None
+    decided_at: datetime | None
+    callback_url: str | None
+    version: int
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        return self.status is ApprovalStatus.PENDING
+
+    @property
+    def winner(self) -> Decision | None:
+        return self.decisions[-1] if self.decisions and not self.is_open else None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a reviewer sent: not yet a decision."""
+
+    action: Action
+    edits: Any = None
+    reason: str | None = None
+    payload_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The approval after an answer, and what the answer brings into the run.
+
+    `payload` is the payload that stands (changed or not), `response` the outcome that a human gave.
+    """
+
+    approval: Approval
+    decision: Decision
+    payload: Any = None
+    response: Any = None
+    has_response: bool = False
+
+
+def may_decide(approval: Approval, principal: Principal) -> None:
+    """Raises `NotAReviewer` or `SelfApproval`. A list that names people binds admins too."""
+    rule = approval.reviewers
+    named = principal.subject in rule.users or bool(set(principal.groups) & set(rule.groups))
+    if (rule.users or rule.groups) and not named:
+        raise NotAReviewer("you are not one of the reviewers of this approval")
+    if not rule.self_approval and principal.subject in {approval.submitter, approval.user_id}:
+        raise SelfApproval("the submitter, or whom the run is for, may not decide about it")
+
+
+def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
+    """Whether this actor repeats the very answer that was already taken from them."""
+    return any(
+        d.actor == principal.subject
+        and d.action == order.action
+        and d.edits == order.edits
+        and d.reason == order.reason
+        for d in approval.decisions
+    )
+
+
+def check_open(approval: Approval, *, now: datetime) -> None:
+    """Raises `ApprovalExpired`, `ApprovalCancelled` or `AlreadyDecided`."""
+    match approval.status:
+        case ApprovalStatus.PENDING:
+            if approval.expires_at <= now and approval.clock_stopped_at is None:
+                raise ApprovalExpired("the approval's time has run out")
+        case ApprovalStatus.EXPIRED:
+            raise ApprovalExpired("the approval's time has run out")
+        case ApprovalStatus.CANCELLED:
+            raise AlreadyDecided("the approval was cancelled with its run")
+        case _:
+            raise AlreadyDecided("somebody else decided first")
+
+
+def judge(approval: Approval, order: Order, principal: Principal, *, now: datetime, channel: str) -> Verdict:
+    """What this answer does to an approval that is locked. Raises a refusal and changes nothing, or wins.
+
+    Contract, section 6: an edit is validated before it is accepted; a hash that is given must match;
+    a quorum counts each reviewer once for one payload, an edit starts it anew, one reject rejects.
+    """
+    may_decide(approval, principal)
+    check_open(approval, now=now)
+    _check_shape(approval, order)
+    if order.payload_sha256 is not None and order.payload_sha256 != approval.payload_sha256:
+        raise PayloadChanged("payload_sha256 is not the hash of the payload under review")
+    payload = _payload_after(approval, order)
+    changed = order.action == "edit" and approval.checkpoint_type in _patchable(approval)
+    sha = payload_sha256(payload) if changed else approval.payload_sha256
+    decision = Decision(principal.subject, order.action, order.reason, order.edits, now, channel, sha)
+    _check_not_repeated(approval, decision)
+    status = _status_after(approval, decision)
+    context = {**approval.context, "payload": payload, "payload_sha256": sha} if changed else approval.context
+    after = replace(
+        approval,
+        status=status,
+        context=context,
+        payload_sha256=sha,
+        edited=approval.edited or order.action == "edit",
+        decided_at=None if status is ApprovalStatus.PENDING else now,
+        decisions=(*approval.decisions, decision),
+        version=approval.version + 1,
+    )
+    given = isinstance(order.edits, Mapping) and "response" in order.edits and not changed
+    response = order.edits["response"] if given else None
+    return Verdict(after, decision, payload, response, has_response=given)
+
+
+def silent_verdict(approval: Approval, *, now: datetime) -> Verdict:
+    """What silence decides, once the time is out and nobody is left to escalate to."""
+    if approval.on_timeout == "approve" and _silence_may_approve(approval):
+        decision = Decision(TIMEOUT_ACTOR, "approve", None, None, now, "timeout", approval.payload_sha256)
+        status, decisions = ApprovalStatus.APPROVED, (*approval.decisions, decision)
+    else:
+        decision = Decision(TIMEOUT_ACTOR, "reject", None, None, now, "timeout", approval.payload_sha256)
+        status, decisions = ApprovalStatus.EXPIRED, approval.decisions
+    after = replace(approval, status=status, decided_at=now, decisions=decisions, version=approval.version + 1)
+    return Verdict(after, decision, approval.context.get("payload"))
+
+
+def escalates(approval: Approval) -> bool:
+    """Once: the same time again, for somebody else."""
+    return approval.on_timeout == "escalate" and approval.escalated_at is None and approval.escalate_to is not None
+
+
+def escalated(approval: Approval, *, now: datetime) -> Approval:
+    assert approval.escalate_to is not None
+    return replace(
+        approval,
+        escalated_at=now,
+        expires_at=now + timedelta(seconds=approval.timeout_s),
+        reviewers=approval.reviewers.model_copy(
+            update={"users": list(approval.escalate_to.users), "groups": list(approval.escalate_to.groups)}
+        ),
+        timer_no=approval.timer_no + 1,
+        armed=False,
+        version=approval.version + 1,
+    )
+
+
+def cancelled(approval: Approval, *, now: datetime) -> Approval:
+    return replace(
+        approval,
+        status=ApprovalStatus.CANCELLED,
+        decided_at=now,
+        clock_stopped_at=None,
+        version=approval.version + 1,
+    )
+
+
+def stopped(approval: Approval, *, now: datetime) -> Approval:
+    """The clock stands while the run is paused."""
+    return replace(approval, clock_stopped_at=now, version=approval.version + 1)
+
+
+def restarted(approval: Approval, *, now: datetime) -> Approval:
+    """The clock goes on: the deadline moves by as long as it stood, under a new timer id."""
+    assert approval.clock_stopped_at is not None
+    stood = now - approval.clock_stopped_at
+    return replace(
+        approval,
+        clock_stopped_at=None,
+        expires_at=approval.expires_at + stood,
+        remind_at=approval.remind_at + stood if approval.remind_at else None,
+        timer_no=approval.timer_no + 1,
+        armed=False,
+        version=approval.version + 1,
+    )
+
+
+def check_payload(payload: Any, schema: Any) -> None:
+    """Raises `InvalidPayload` with a pointer for every violation and every required field that is empty."""
+    if not isinstance(payload, dict):
+        raise InvalidPayload(errors=[{"pointer": "", "message": "must be an object"}])
+    errors = [{"pointer": v.pointer, "message": v.message} for v in schemas.violations(schema, payload)]
+    seen = {error["pointer"] for error in errors}
+    empty = [f"/{name}" for name in missing(payload, schema)]
+    errors += [{"pointer": p, "message": "is required"} for p in empty if p not in seen]
+    try:
+        payload_sha256(payload)
+    except NotCanonical as error:
+        errors.append({"pointer": "", "message": str(error)})
+    if errors:
+        raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
+
+
+def _patchable(approval: Approval) -> frozenset[str]:
+    """A client's own approval patches `context.payload` whatever its name."""
+    return frozenset({approval.checkpoint_type}) if approval.run_id is None else _PAYLOAD_CHECKPOINTS
+
+
+def _check_shape(approval: Approval, order: Order) -> None:
+    checkpoint = approval.checkpoint_type
+    if order.action == "reject" and not (order.reason or "").strip():
+        raise Invalid("a rejection needs a reason", errors=[{"pointer": "/reason", "message": "is required"}])
+    if order.action == "retry" and (approval.run_id is None or checkpoint not in _RETRYABLE):
+        raise _bad_action(f"retry is not possible at {checkpoint}")
+    if order.action == "edit":
+        if order.edits is None:
+            raise Invalid("an edit needs edits", errors=[{"pointer": "/edits", "message": "is required"}])
+        if checkpoint not in _patchable(approval) and not _has_response(order.edits):
+            message = "must be an object with the one member response"
+            raise Invalid("edits do not fit the checkpoint", errors=[{"pointer": "/edits", "message": message}])
+    elif order.edits not in (None, {}) and not (checkpoint == Checkpoint.OUTCOME_UNKNOWN and order.action == "approve"):
+        raise Invalid("edits go with the action edit", errors=[{"pointer": "/edits", "message": "not allowed here"}])
+    if checkpoint == Checkpoint.OUTCOME_UNKNOWN and order.action == "approve" and not _has_response(order.edits):
+        message = "is required: what came of the call"
+        raise Invalid("the outcome is needed", errors=[{"pointer": "/edits/response", "message": message}])
+
+
+def _bad_action(message: str) -> Invalid:
+    return Invalid(message, errors=[{"pointer": "/action", "message": message}])
+
+
+def _has_response(edits: Any) -> bool:
+    return isinstance(edits, Mapping) and set(edits) == {"response"}
+
+
+def _payload_after(approval: Approval, order: Order) -> Any:
+    """The payload that the answer lets through, checked against the schema unless it is refused."""
+    payload = approval.context.get("payload")
+    if approval.checkpoint_type not in _patchable(approval):
+        return payload
+    if order.action == "edit":
+        payload = merge_patch(payload, _patch_of(order.edits, payload))
+    goes_on = order.action in ("approve", "edit")
+    if goes_on and approval.run_id is not None:
+        check_payload(payload, approval.schema)
+    elif goes_on and approval.schema is not None:
+        errors = [{"pointer": v.pointer, "message": v.message} for v in schemas.violations(approval.schema, payload)]
+        if errors:
+            raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
+    return payload
+
+
+def _patch_of(edits: Any, payload: Any) -> Any:
+    """A merge patch, plain or under `payload`; a payload with a field of that name takes it plainly."""
+    if not isinstance(edits, Mapping):
+        raise Invalid("edits must be an object", errors=[{"pointer": "/edits", "message": "must be an object"}])
+    wrapped = set(edits) == {"payload"} and isinstance(edits["payload"], Mapping)
+    own = isinstance(payload, Mapping) and "payload" in payload
+    return edits["payload"] if wrapped and not own else edits
+
+
+def _check_not_repeated(approval: Approval, decision: Decision) -> None:
+    for earlier in approval.decisions:
+        same = earlier.actor == decision.actor and earlier.payload_sha256 == decision.payload_sha256
+        if same and decision.action == "approve":
+            raise Conflict("you have already given your answer to this payload")
+
+
+def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
+    match decision.action:
+        case "reject":
+            return ApprovalStatus.REJECTED
+        case "retry":
+            return ApprovalStatus.RETRIED
+        case "approve" | "edit":
+            votes = {d.actor for d in approval.decisions if d.payload_sha256 == decision.payload_sha256}
+            votes.add(decision.actor)
+            if len(votes) < approval.reviewers.quorum:
+                return ApprovalStatus.PENDING
+            edited = approval.edited or decision.action == "edit"
+            return ApprovalStatus.EDITED if edited else ApprovalStatus.APPROVED
+
+
+def _silence_may_approve(approval: Approval) -> bool:
+    """Never where something is missing, was refused by the provider, or has an outcome that nobody knows."""
+    if approval.checkpoint_type in (Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN):
+        return False
+    if any(reason.startswith("missing.") for reason in approval.reasons):
+        return False
+    try:
+        if approval.run_id is not None and approval.checkpoint_type in _PAYLOAD_CHECKPOINTS:
+            check_payload(approval.context.get("payload"), approval.schema)
+    except InvalidPayload:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""A provider call: its intent before, its answer after, and what each outcome means for the next try."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.canonical import JSON
+
+MAX_TRIES: Final = 5
+
+
+class CallStatus(StrEnum):
+    INTENT = "intent"  # written before the first byte; found again, it means nobody knows
+    RETRY = "retry"  # no effect at the provider so far, another try is due
+    ACCEPTED = "accepted"  # the provider works on it and will call back
+    ANSWERED = "answered"
+    INVALID = "invalid"  # the provider refuses the payload: a human may mend it
+    UNKNOWN = "unknown"  # sent and never answered: a human must say
+    REJECTED = "rejected"  # the provider refuses the call for good
+    EXHAUSTED = "exhausted"  # all tries failed without effect
+    FAILED = "failed"  # the provider took it and failed
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCall:
+    """The row of `provider_calls`: number `number` of its run, under one idempotency key for all its tries."""
+
+    run_id: UUID
+    number: int
+    tenant: str
+    idempotency_key: str
+    payload_sha256: str
+    status: CallStatus
+    tries: int
+    provider_ref: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    output: JSON
+    raw: JSON
+    issues: Sequence[Mapping[str, Any]] | None
+    problem: str | None
+    quality: float | None
+    safety_flags: Sequence[str]
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a provider knows of a tool before it is called.
+
+    `confidence` overrides the computed one; `flag_words` maps words of the payload to safety flags.
+    """
+
+    schema: JSON = None
+    example: Mapping[str, JSON] | None = None
+    estimated_cost_usd: float | None = None
+    confidence: float | None = None
+    flag_words: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    output: JSON
+    raw: JSON
+    provider_ref: str | None = None
+    quality: float | None = None
+    safety_flags: Sequence[str] = ()
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    provider_ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidInput:
+    """Every faulty field as `{field, issue, severity, suggested_fix, auto_fixable}`."""
+
+    issues: Sequence[Mapping[str, Any]]
+    raw: JSON = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No effect at the provider, or one that its idempotency key makes harmless: try again later."""
+
+    problem: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUnknown:
+    """Sent, and the time is out."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    problem: str
+    raw: JSON = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFailed:
+    problem: str
+    raw: JSON = None
+
+
+Outcome = Answered | Accepted | InvalidInput | Unreachable | OutcomeUnknown | Rejected | ProviderFailed
+
+
+def settled(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderCall:
+    """The call after one try."""
+    done = replace(call, finished_at=now)
+    match outcome:
+        case Answered():
+            return replace(
+                done,
+                status=CallStatus.ANSWERED,
+                output=outcome.output,
+                raw=outcome.raw,
+                provider_ref=outcome.provider_ref or call.provider_ref,
+                quality=outcome.quality,
+                safety_flags=tuple(outcome.safety_flags),
+                cost_usd=outcome.cost_usd,
+            )
+        case Accepted():
+            return replace(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref)
+        case InvalidInput():
+            return replace(done, status=CallStatus.INVALID, issues=list(outcome.issues), raw=outcome.raw)
+        case Unreachable():
+            status = CallStatus.RETRY if call.tries < MAX_TRIES else CallStatus.EXHAUSTED
+            return replace(done, status=status, problem=outcome.problem)
+        case OutcomeUnknown():
+            return replace(done, status=CallStatus.UNKNOWN, problem=outcome.problem)
+        case Rejected():
+            return replace(done, status=CallStatus.REJECTED, problem=outcome.problem, raw=outcome.raw)
+        case ProviderFailed():
+            return replace(done, status=CallStatus.FAILED, problem=outcome.problem, raw=outcome.raw)
+
+
+def backoff(tries: int, *, retry_after_s: float | None, jitter: float) -> timedelta:
+    """How long until the next try: 0.5, 1, 2, 4 s, up to half as much again by `jitter` (0 to 1),
+    never before what `Retry-After` asked for (an hour at most)."""
+    grown = 0.5 * 2.0 ** (tries - 1) * (1 + jitter / 2)
+    return timedelta(seconds=max(grown, min(retry_after_s or 0, 3600)))

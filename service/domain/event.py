@@ -1,0 +1,96 @@
+"""Events: facts about a run, numbered without gaps and chained by hash."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from service.domain.canonical import canonical, sha256_hex
+from service.domain.run import Run
+
+
+class EventType(StrEnum):
+    RUN_CREATED = "run.created"
+    RUN_QUEUED = "run.queued"
+    STEP_STARTED = "step.started"
+    STEP_COMPLETED = "step.completed"
+    APPROVAL_REQUESTED = "approval.requested"
+    APPROVAL_REMINDED = "approval.reminded"
+    APPROVAL_ESCALATED = "approval.escalated"
+    APPROVAL_CLAIMED = "approval.claimed"
+    APPROVAL_DELEGATED = "approval.delegated"
+    APPROVAL_DECIDED = "approval.decided"
+    APPROVAL_EXPIRED = "approval.expired"
+    PROVIDER_SUBMITTED = "provider.submitted"
+    PROVIDER_PROGRESS = "provider.progress"
+    PROVIDER_COMPLETED = "provider.completed"
+    PROVIDER_FAILED = "provider.failed"
+    RUN_PAUSED = "run.paused"
+    RUN_RESUMED = "run.resumed"
+    RUN_RECOVERED = "run.recovered"
+    RUN_COMPLETED = "run.completed"
+    RUN_FAILED = "run.failed"
+    RUN_CANCELLED = "run.cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What happened, before it has its number. `data` holds hashes and codes, never content."""
+
+    type: EventType
+    actor: str = "system"
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    run_id: UUID
+    seq: int
+    tenant: str
+    type: str
+    at: datetime
+    actor: str
+    data: Mapping[str, Any]
+    prev_hash: str
+    hash: str
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC with six digits of fraction and `Z`: one spelling, since it is hashed."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def wire(event: Event) -> dict[str, Any]:
+    """The event as it is answered, streamed, exported and hashed."""
+    return {
+        "run_id": str(event.run_id),
+        "seq": event.seq,
+        "type": event.type,
+        "at": rfc3339(event.at),
+        "actor": event.actor,
+        "data": dict(event.data),
+        "prev_hash": event.prev_hash,
+        "hash": event.hash,
+    }
+
+
+def event_hash(event: Event) -> str:
+    """SHA-256 of `prev_hash` followed by the RFC 8785 JSON of the event without `hash` (contract, section 7)."""
+    body = wire(event)
+    del body["hash"]
+    return sha256_hex(event.prev_hash.encode() + canonical(body))
+
+
+def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[Event]]:
+    """The facts as the run's next events, and the run with its counter and last hash moved on."""
+    events: list[Event] = []
+    seq, last = run.event_seq, run.event_hash
+    for fact in facts:
+        seq += 1
+        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, fact.data, last, "")
+        event = replace(bare, hash=event_hash(bare))
+        last = event.hash
+        events.append(event)
+    return replace(run, event_seq=seq, event_hash=last), events

@@ -1,0 +1,136 @@
+"""What a human is shown of a payload: a form to fill in, and what is wrong with it."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from service.domain import schema as schemas
+from service.domain.canonical import JSON
+from service.domain.payload import Field, category, fields_of, missing
+
+_QUESTIONS: Final[Mapping[str, str]] = {
+    "image": "Which image should be used?",
+    "audio": "Which audio should be used?",
+    "video": "Which video should be used?",
+    "file": "Which file should be used?",
+}
+_BOUNDS: Final[Mapping[str, str]] = {
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "greater than {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+    "pattern": "matching {}",
+}
+
+
+def form(
+    payload: Mapping[str, JSON], schema: JSON | None, origins: Mapping[str, str], *, title: str
+) -> dict[str, JSON]:
+    """The form of contract section 6, a field for each that schema or payload knows.
+
+    `{"title", "fields": [{name, label, type, category, required, current_value, default, prompt,
+    collection, hint, origin}]}`; `category`: content | setting | hybrid; `type`: string | integer |
+    number | boolean | array | object | enum; `origin` null for a field that nothing has filled.
+    """
+    known = {**fields_of(schema, payload), **_unknown(payload, schema)}
+    return {"title": title, "fields": [_row(field, payload, origins) for field in known.values()]}
+
+
+def issues(payload: Mapping[str, JSON], schema: JSON | None) -> list[dict[str, JSON]]:
+    """What keeps a payload from being sent: `[{field, issue, severity, suggested_fix, auto_fixable}]`.
+
+    Missing fields first, then violations of the schema; `field` is the payload's name, dotted inside
+    objects; `suggested_fix` lists allowed values and ranges. Raises `schema.BadSchema`.
+    """
+    absent = missing(payload, schema)
+    known = fields_of(schema, payload)
+    found = [_issue(name, "is required", known.get(name)) for name in absent]
+    for violation in schemas.violations(schema, payload):
+        path = [part.replace("~1", "/").replace("~0", "~") for part in violation.pointer.split("/")[1:]]
+        top = path[0] if path else ""
+        if top not in absent:
+            found.append(_issue(".".join(path), violation.message, known.get(top), nested=len(path) > 1))
+    return found
+
+
+def _unknown(payload: Mapping[str, JSON], schema: JSON | None) -> dict[str, Field]:
+    """The fields that a closed schema does not name: shown too, so that a human can remove them."""
+    known = fields_of(schema, payload)
+    return {name: field for name, field in fields_of(None, payload).items() if name not in known}
+
+
+def _row(field: Field, payload: Mapping[str, JSON], origins: Mapping[str, str]) -> dict[str, JSON]:
+    return {
+        "name": field.name,
+        "label": _label(field),
+        "type": _type(field),
+        "category": category(field),
+        "required": field.required,
+        "current_value": payload.get(field.name),
+        "default": field.facets.get("default"),
+        "prompt": _question(field),
+        "collection": field.type == "array",
+        "hint": _hint(field),
+        "origin": origins.get(field.name),
+    }
+
+
+def _label(field: Field) -> str:
+    title = field.facets.get("title")
+    words = field.name.replace("_", " ").replace("-", " ").strip()
+    return title if isinstance(title, str) and title else words[:1].upper() + words[1:]
+
+
+def _type(field: Field) -> str:
+    return "enum" if "enum" in field.facets else field.type or "string"
+
+
+def _question(field: Field) -> str:
+    if field.kind is not None and field.kind in _QUESTIONS:
+        return _QUESTIONS[field.kind]
+    label = _label(field)
+    if field.kind == "text":
+        return "What should be made?" if field.name == "prompt" else f"What is the {label.lower()}?"
+    match _type(field):
+        case "boolean":
+            return f"{label}: yes or no?"
+        case "enum":
+            return f"Which {label.lower()} should be used?"
+        case "array":
+            return f"Which values for {label.lower()}?"
+        case _:
+            return f"What {label.lower()} should be used?"
+
+
+def _hint(field: Field) -> str:
+    description = field.facets.get("description")
+    told = [description] if isinstance(description, str) and description else []
+    return " ".join([*told, *_allowed(field)])
+
+
+def _allowed(field: Field) -> list[str]:
+    """The allowed values and ranges, as sentences; empty where the schema sets none."""
+    options = field.facets.get("enum")
+    told = [f"One of: {', '.join(map(schemas.spelled, options))}."] if isinstance(options, list) else []
+    bounds = [text.format(field.facets[key]) for key, text in _BOUNDS.items() if key in field.facets]
+    return [*told, f"Allowed: {', '.join(bounds)}."] if bounds else told
+
+
+def _issue(name: str, issue: str, field: Field | None, *, nested: bool = False) -> dict[str, JSON]:
+    default = field.facets.get("default") if field and not nested else None
+    allowed = [] if field is None or nested else _allowed(field)
+    return {
+        "field": name,
+        "issue": issue,
+        "severity": "error",
+        "suggested_fix": " ".join(allowed) or (f"Give {name} a value." if issue == "is required" else _fix(issue)),
+        "auto_fixable": default is not None and category(field) == "setting" if field else False,
+    }
+
+
+def _fix(issue: str) -> str:
+    return "Remove it." if issue in ("is not a known field", "is not allowed") else f"It {issue}."

@@ -1,0 +1,67 @@
+"""Everything that derives from the master secret: key hashes, sealed secrets, signatures of callback URLs."""
+
+import base64
+import hmac
+import secrets
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+import orjson
+from cryptography.fernet import Fernet, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+KEY_PREFIX: Final = "hitl_"
+
+
+def new_api_key() -> str:
+    """256 random bits, shown once."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+class Keyring:
+    """The current master secret makes; it and the previous one check."""
+
+    def __init__(self, secret: str, previous: str | None = None) -> None:
+        self._secrets = [secret.encode()] + ([previous.encode()] if previous else [])
+        self._fernet = MultiFernet(
+            [Fernet(base64.urlsafe_b64encode(self._derive(master, "seal"))) for master in self._secrets]
+        )
+
+    def __repr__(self) -> str:
+        return "Keyring(…)"
+
+    def key_hashes(self, api_key: str) -> list[bytes]:
+        """The hashes under which a key may be stored, the current secret's first."""
+        return [self._mac(master, "api-key", api_key) for master in self._secrets]
+
+    def seal(self, value: Mapping[str, Any]) -> bytes:
+        return self._fernet.encrypt(orjson.dumps(value))
+
+    def unseal(self, sealed: bytes | None) -> Mapping[str, Any]:
+        """What was sealed; nothing for nothing. Raises `cryptography.fernet.InvalidToken`."""
+        if sealed is None:
+            return {}
+        opened: Mapping[str, Any] = orjson.loads(self._fernet.decrypt(bytes(sealed)))
+        return opened
+
+    def sign(self, purpose: str, text: str) -> str:
+        """A URL-safe signature of `text`, good for this purpose only."""
+        return _text(self._mac(self._secrets[0], purpose, text))
+
+    def verify(self, purpose: str, text: str, signature: str) -> bool:
+        given = signature.encode("utf-8", "replace")
+        checks = [hmac.compare_digest(_text(self._mac(m, purpose, text)).encode(), given) for m in self._secrets]
+        return any(checks)
+
+    def _mac(self, master: bytes, purpose: str, text: str) -> bytes:
+        return hmac.digest(self._derive(master, purpose), text.encode("utf-8", "surrogatepass"), sha256)
+
+    @staticmethod
+    def _derive(master: bytes, purpose: str) -> bytes:
+        return HKDF(algorithm=SHA256(), length=32, salt=None, info=f"hitl:{purpose}".encode()).derive(master)
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -1,0 +1,145 @@
+"""What a run does next. Pure: the orchestrator does it, and asks again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from service.domain import detectors, payload, policy
+from service.domain.call import CallStatus, ProviderCall
+from service.domain.policy import Checkpoint, HitlConfig
+from service.domain.run import Run, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What is large about a run, beside its hot row.
+
+    `description` holds what the payload was built with: `{schema, baseline, origins, confidence, flag_words}`.
+    """
+
+    run_input: Mapping[str, Any]
+    config: HitlConfig
+    tool_config: Mapping[str, Any]
+    sealed: bytes | None
+    description: Mapping[str, Any] | None
+    payload: Any
+    output: Any
+    raw_response: Any
+    result: Any
+    callback_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Make the payload from the run's input and what the provider knows of the tool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The step is done without a human, or after one."""
+
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    checkpoint: Checkpoint
+    reasons: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Send the frozen payload. `again` is the call whose next try this is."""
+
+    again: ProviderCall | None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Wait for the provider until the moment given, without a slot."""
+
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    code: str
+    message: str
+    recoverable: bool
+
+
+Action = Build | Pass | Ask | Call | Suspend | Finish | Fail
+
+
+def next_action(run: Run, docs: Documents, call: ProviderCall | None, *, repeatable: bool, now: datetime) -> Action:
+    """The one thing to do now. `call` is the run's current provider call, if its intent was written;
+    `repeatable` says whether the provider honours its idempotency key."""
+    match run.step:
+        case Step.INFORMATION_REVIEW:
+            return Build() if docs.payload is None else _review(run, Checkpoint.INFORMATION_REVIEW, _information(docs))
+        case Step.PAYLOAD_REVIEW:
+            return _review(run, Checkpoint.PAYLOAD_REVIEW, _payload(run, docs))
+        case Step.API_CALL:
+            return _call(call, repeatable=repeatable, now=now)
+        case Step.RESPONSE_REVIEW:
+            assert call is not None
+            reasons = policy.response_reasons(docs.config, flags=call.safety_flags, quality=call.quality)
+            return _review(run, Checkpoint.RESPONSE_REVIEW, reasons)
+        case Step.COMPLETED:
+            return Finish()
+
+
+def _review(run: Run, checkpoint: Checkpoint, reasons: Sequence[str]) -> Action:
+    fresh = policy.unasked(reasons, run.asked.get(checkpoint, ()))
+    return Ask(checkpoint, fresh) if fresh else Pass(Step(checkpoint.value))
+
+
+def _information(docs: Documents) -> list[str]:
+    about = docs.description or {}
+    missing = payload.missing(docs.payload, about.get("schema"))
+    return policy.information_reasons(docs.config, missing=missing, confidence=about.get("confidence", 1.0))
+
+
+def _payload(run: Run, docs: Documents) -> list[str]:
+    about = docs.description or {}
+    flags = set(detectors.flag_words(docs.payload, about.get("flag_words") or {}))
+    if detectors.pii(docs.payload):
+        flags.add("pii")
+    changed = payload.changes(about.get("baseline") or {}, docs.payload)
+    return policy.payload_reasons(docs.config, flags=flags, changes=changed, cost_usd=run.estimated_usd)
+
+
+def _call(call: ProviderCall | None, *, repeatable: bool, now: datetime) -> Action:
+    if call is None:
+        return Call(again=None)
+    match call.status:
+        case CallStatus.ANSWERED:
+            return Pass(Step.API_CALL)
+        case CallStatus.RETRY:
+            return Call(again=call)
+        case CallStatus.INTENT:
+            # its worker died or was cut off between the intent and the answer
+            in_time = call.deadline_at is None or call.deadline_at > now
+            if repeatable and in_time:
+                return Call(again=call)
+            return Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
+        case CallStatus.ACCEPTED:
+            if call.deadline_at is None or call.deadline_at > now:
+                return Suspend(call.deadline_at)
+            return Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
+        case CallStatus.INVALID:
+            return Ask(Checkpoint.ERROR_RECOVERY, ["provider.error"])
+        case CallStatus.UNKNOWN:
+            return Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
+        case CallStatus.REJECTED:
+            return Fail("provider_rejected", call.problem or "the provider refused the call", recoverable=False)
+        case CallStatus.EXHAUSTED:
+            return Fail("provider_unavailable", call.problem or "the provider was not reachable", recoverable=True)
+        case CallStatus.FAILED:
+            return Fail("provider_failed", call.problem or "the provider failed", recoverable=False)

@@ -1,0 +1,40 @@
+"""Who is authenticated on a request, and what their role lets them do."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+from service.errors import Forbidden
+
+Role = Literal["submitter", "reviewer", "admin", "service"]
+
+
+class Permission(StrEnum):
+    READ = "read"
+    SUBMIT = "submit"
+    DECIDE = "decide"
+    ASK = "ask"
+    ADMIN = "admin"
+
+
+_P = Permission
+_MAY: Final[dict[Role, frozenset[Permission]]] = {
+    "submitter": frozenset({_P.READ, _P.SUBMIT}),
+    "reviewer": frozenset({_P.READ, _P.DECIDE}),
+    "service": frozenset({_P.READ, _P.SUBMIT, _P.DECIDE, _P.ASK}),
+    "admin": frozenset(_P),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    subject: str
+    tenant: str
+    role: Role
+    groups: tuple[str, ...] = ()
+
+
+def demand(principal: Principal, permission: Permission) -> None:
+    """Raises `Forbidden` when the role does not hold the permission."""
+    if permission not in _MAY[principal.role]:
+        raise Forbidden(f"the role {principal.role} may not do this")

@@ -1,0 +1,138 @@
+"""Floor 2: every error that reaches a client, with its stable code and HTTP status.
+
+Raised where it is known, mapped to `application/problem+json` once, in `service.api.problems`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class HitlError(Exception):
+    """A refusal with a stable `code`; `detail` is one line that is safe to show to any caller."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+        retry_after_s: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+        self.extra = dict(extra or {})
+
+
+class Unauthenticated(HitlError):
+    code, status, title = "unauthenticated", 401, "Credentials are missing or not valid"
+
+
+class Forbidden(HitlError):
+    code, status, title = "forbidden", 403, "Not allowed"
+
+
+class NotAReviewer(Forbidden):
+    code, title = "not_a_reviewer", "Not one of the reviewers of this approval"
+
+
+class SelfApproval(Forbidden):
+    code, title = "self_approval", "The submitter may not decide about their own run"
+
+
+class TenantMismatch(Forbidden):
+    code, title = "tenant_mismatch", "The tenant is not the one of the key"
+
+
+class BadSignature(Unauthenticated):
+    code, title = "bad_signature", "The signature is missing or not valid"
+
+
+class NotFound(HitlError):
+    code, status, title = "not_found", 404, "Not found"
+
+
+class Conflict(HitlError):
+    code, status, title = "conflict", 409, "The state does not allow it"
+
+
+class RunState(Conflict):
+    code, title = "run_state", "The run's state does not allow it"
+
+
+class RunPaused(Conflict):
+    code, title = "run_paused", "The run is paused"
+
+
+class SessionBusy(Conflict):
+    code, title = "session_busy", "The session has an active run"
+
+
+class AlreadyDecided(Conflict):
+    code, title = "approval_already_decided", "The approval was decided already"
+
+
+class ApprovalExpired(Conflict):
+    code, title = "approval_expired", "The approval expired"
+
+
+class ApprovalCancelled(Conflict):
+    code, title = "approval_cancelled", "The approval was cancelled"
+
+
+class PayloadChanged(Conflict):
+    code, title = "payload_changed", "The payload is not the one that was reviewed"
+
+
+class NoOpenApproval(Conflict):
+    code, title = "no_open_approval", "The run has no open approval"
+
+
+class AmbiguousApproval(Conflict):
+    code, title = "approval_ambiguous", "More than one approval is open: name it by approval_id"
+
+
+class Invalid(HitlError):
+    code, status, title = "validation_failed", 422, "The request is not valid"
+
+
+class InvalidJson(Invalid):
+    code, title = "invalid_json", "The body is not JSON that can be carried"
+
+
+class InvalidPayload(Invalid):
+    code, title = "invalid_payload", "The payload does not fit its schema"
+
+
+class NoProvider(Invalid):
+    code, title = "no_provider", "agent_tool_config names no known tool"
+
+
+class IdempotencyKeyReused(Invalid):
+    code, title = "idempotency_key_reused", "The Idempotency-Key was used with another request"
+
+
+class TooLarge(HitlError):
+    code, status, title = "body_too_large", 413, "The body is larger than 1 MiB"
+
+
+class UnsupportedMediaType(HitlError):
+    code, status, title = "unsupported_media_type", 415, "The body must be application/json"
+
+
+class Unavailable(HitlError):
+    """Postgres is away; nothing of the request was kept."""
+
+    code, status, title = "unavailable", 503, "The database is away, try again"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, retry_after_s=2)
+
+
+class LeaseLost(Exception):
+    """The run was taken over, cancelled or finished by somebody else: touch nothing more of it."""

@@ -1,0 +1,138 @@
+"""Floor 4: hints that something changed, across processes by Redis pub/sub. They carry an id, never data;
+whoever is hinted at looks into Postgres. With Redis away, followers poll slowly."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, TypeVar
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from service.domain.ids import parse_id
+from service.logs import get_logger
+
+CHANNEL: Final = "hitl:changed"
+STOP: Final = "stop:"
+RECONNECT_S: Final = 0.5
+SEND_TIMEOUT_S: Final = 1.0
+SLOW_POLL_S: Final = 1.0
+T = TypeVar("T")
+
+log = get_logger("notifier")
+
+
+async def listen(redis: Redis, channel: str, heard: Callable[[bytes], None]) -> None:
+    """Call `heard` for every message, and once with b"" after each (re)subscription, until cancelled."""
+    while True:
+        try:
+            async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                await pubsub.subscribe(channel)
+                heard(b"")
+                while True:
+                    message = await pubsub.get_message(timeout=5)
+                    if message is not None:
+                        heard(message["data"])
+        except (RedisError, OSError, TimeoutError):
+            await asyncio.sleep(RECONNECT_S)
+
+
+class Notifier:
+    """One subscription a process; fan-out inside it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._followers: dict[UUID, set[asyncio.Event]] = {}
+        self._stops: list[Callable[[UUID], None]] = []
+
+    async def notify(self, subject: UUID) -> None:
+        """Say that a run or an approval changed. Call it after the commit; a failure is only a delay."""
+        self._tell(subject)
+        await self._publish(str(subject))
+
+    async def stop(self, run_id: UUID) -> None:
+        """Tell the worker that may be busy with this run that it was ended."""
+        await self._publish(STOP + str(run_id))
+
+    async def run(self) -> None:
+        """The process's subscription, until cancelled."""
+        await listen(self._redis, CHANNEL, self._heard)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The subscription as long as the body lasts."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.run())
+            try:
+                yield
+            finally:
+                task.cancel()
+
+    @contextmanager
+    def follow(self, subject: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the subject may have changed."""
+        changed = asyncio.Event()
+        self._followers.setdefault(subject, set()).add(changed)
+        try:
+            yield changed
+        finally:
+            followers = self._followers[subject]
+            followers.discard(changed)
+            if not followers:
+                del self._followers[subject]
+
+    def on_stop(self, heard: Callable[[UUID], None]) -> None:
+        """Call `heard` for every run that was ended from outside."""
+        self._stops.append(heard)
+
+    async def _publish(self, message: str) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._redis.publish(CHANNEL, message)
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("notify.failed", error=type(error).__name__)
+
+    def _heard(self, data: bytes) -> None:
+        if not data:  # messages may have been missed: everybody looks
+            for subject in list(self._followers):
+                self._tell(subject)
+            return
+        text = data.decode("ascii", "replace")
+        about = parse_id(text.removeprefix(STOP))
+        if about is None:
+            return
+        if text.startswith(STOP):
+            for heard in self._stops:
+                heard(about)
+        else:
+            self._tell(about)
+
+    def _tell(self, subject: UUID) -> None:
+        for event in self._followers.get(subject, ()):
+            event.set()
+
+
+async def wait_until(
+    look: Callable[[], Awaitable[T]],
+    done: Callable[[T], bool],
+    changed: asyncio.Event,
+    *,
+    timeout_s: float,
+) -> T:
+    """Look until `done` or until the time is out; returns what was seen last.
+
+    Between hints it looks again every second, for the hints that were lost.
+    """
+    end = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        changed.clear()
+        seen = await look()
+        left = end - asyncio.get_running_loop().time()
+        if done(seen) or left <= 0:
+            return seen
+        try:
+            async with asyncio.timeout(min(left, SLOW_POLL_S)):
+                await changed.wait()
+        except TimeoutError:
+            continue

@@ -1,0 +1,40 @@
+"""The parts of a tool's config that several providers share, checked at the door."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from service.domain import schema as schemas
+from service.errors import Invalid
+
+
+def _checked(value: Any) -> Any:
+    schemas.check(value)
+    return value
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_checked)]
+T = TypeVar("T", bound="ToolConfig")
+Cost = Annotated[float, Field(ge=0)]
+
+
+class ToolConfig(BaseModel):
+    """Clients send whole catalogue entries: what is not named here is kept and ignored."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    example_input: dict[str, Any] | None = None
+
+
+def checked(model: type[T], config: Mapping[str, Any], *, tool: str) -> T:
+    """The config as its model. Raises `Invalid` with pointers into the request."""
+    try:
+        return model.model_validate(config)
+    except ValidationError as error:
+        at = f"/run_input/agent_tool_config/{tool}"
+        raise Invalid(
+            "the tool's config is not valid",
+            errors=[
+                {"pointer": at + "".join(f"/{part}" for part in e["loc"]), "message": e["msg"]} for e in error.errors()
+            ],
+        ) from None

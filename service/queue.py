@@ -1,0 +1,154 @@
+"""Floor 4: arq and Redis as a starter of work. A job carries ids and says "look again", no more.
+
+Everything here may fail or be lost: the state is committed before, and the sweep sends it again.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+from uuid import UUID
+
+import orjson
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from redis.asyncio import BlockingConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.domain.ids import job_id
+from service.domain.run import Run, RunStatus
+from service.logs import get_logger
+
+QUEUE_NAME: Final = "hitl:queue"
+WAKE_CHANNEL: Final = "hitl:wake"
+EXPIRES_EXTRA_MS: Final = 30 * 86_400_000
+SEND_TIMEOUT_S: Final = 1.0
+_DAY: Final = timedelta(days=1)
+_DECIDED_FIRST: Final = 40 * _DAY
+
+log = get_logger("queue")
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """JSON, never pickle: whoever can write to Redis must not run code in a worker."""
+    return orjson.dumps(job)
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    job: dict[str, Any] = orjson.loads(data)
+    return job
+
+
+def connect(url: str, *, max_connections: int = 20) -> ArqRedis:
+    """A client that outlives its server: bounded pool, timeouts, keep-alive, retries on every kind of loss.
+
+    arq's own `RedisSettings.from_dsn` drops query parameters and turns host name checks off.
+    """
+    parts = urlsplit(url)
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": 10,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 2,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialBackoff(cap=1, base=0.05), 3),
+        "retry_on_error": [RedisConnectionError, RedisTimeoutError, OSError],
+        "username": parts.username,
+        "password": parts.password,
+        "db": int(dict(parse_qsl(parts.query)).get("db") or (parts.path.strip("/") if parts.hostname else "") or 0),
+    }
+    if parts.scheme == "unix":
+        options |= {"connection_class": UnixDomainSocketConnection, "path": parts.path}
+    else:
+        options |= {
+            "host": parts.hostname or "localhost",
+            "port": parts.port or 6379,
+            "socket_keepalive": True,
+        }
+    if parts.scheme == "rediss":
+        options |= {"connection_class": SSLConnection, "ssl_check_hostname": True}
+    return ArqRedis(
+        pool_or_conn=BlockingConnectionPool(**options),
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        default_queue_name=QUEUE_NAME,
+        expires_extra_ms=EXPIRES_EXTRA_MS,
+    )
+
+
+class RunQueue:
+    def __init__(self, redis: ArqRedis, *, horizon_s: float) -> None:
+        self._redis = redis
+        self._horizon = timedelta(seconds=horizon_s)
+
+    async def wake(self, run: Run) -> bool:
+        """Send the wake-up of a run that is due, now or inside the horizon. Enqueue only after the commit.
+
+        Returns whether Redis took a new job: False when it already had this one, or is away.
+        """
+        if run.due_at is None:
+            return False
+        now = datetime.now(UTC)
+        if run.due_at > now + self._horizon:
+            return False
+        start = run.due_at if run.due_at > now else self._rank(run, now)
+        return await self._send(
+            "advance_run", str(run.id), run.fencing_token, name=job_id(run.id, run.fencing_token), at=start
+        )
+
+    async def arm_timer(self, approval_id: UUID, timer_no: int, expires_at: datetime) -> bool:
+        """The deferred job of an approval's deadline. A moved deadline has a new number, and so a new id."""
+        name = f"approval:{approval_id}:expire:{timer_no}"
+        return await self._send("expire_approval", str(approval_id), name=name, at=expires_at)
+
+    async def arm_reminder(self, approval_id: UUID, remind_at: datetime) -> bool:
+        if remind_at > datetime.now(UTC) + self._horizon:
+            return False
+        name = f"approval:{approval_id}:remind:{round(remind_at.timestamp() * 1000)}"
+        return await self._send("remind_approval", str(approval_id), name=name, at=remind_at)
+
+    async def stuck(self, name: str) -> bool:
+        """Whether arq counts this job as running. Its worker may have died between arq's mark and our claim."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                return bool(await self._redis.exists(in_progress_key_prefix + name))
+        except (RedisError, OSError, TimeoutError):
+            return False
+
+    async def forget(self, name: str) -> None:
+        """Remove what a dead job left in Redis: it would cost every poll of every worker."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
+                pipe.zrem(QUEUE_NAME, name)
+                pipe.delete(job_key_prefix + name, in_progress_key_prefix + name, retry_key_prefix + name)
+                await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.info("queue.wake_failed", error=type(error).__name__)
+
+    async def ping(self) -> bool:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                return bool(await self._redis.ping())
+        except (RedisError, OSError, TimeoutError):
+            return False
+
+    def _rank(self, run: Run, now: datetime) -> datetime:
+        """arq starts the lowest score first: what a human decided before any start, starts by priority."""
+        started = run.claimed_at is not None or run.status is not RunStatus.QUEUED
+        return now - (_DECIDED_FIRST if started else (run.priority + 10) * _DAY)
+
+    async def _send(self, function: str, *args: Any, name: str, at: datetime) -> bool:
+        expires = max(timedelta(0), at - datetime.now(UTC)) + timedelta(milliseconds=EXPIRES_EXTRA_MS)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                job = await self._redis.enqueue_job(function, *args, _job_id=name, _defer_until=at, _expires=expires)
+                if job is not None and at <= datetime.now(UTC):
+                    await self._redis.publish(WAKE_CHANNEL, b"1")
+                return job is not None
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("queue.wake_failed", error=type(error).__name__)
+            return False

@@ -1,0 +1,195 @@
+"""Rows of `approvals` and `decisions`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from service.domain.approval import Approval, ApprovalStatus, Decision
+from service.domain.policy import EscalateTo, Reviewers
+from service.store.database import Conn
+
+
+def _of_row(row: asyncpg.Record, decisions: tuple[Decision, ...]) -> Approval:
+    values = dict(row)
+    values["status"] = ApprovalStatus(values["status"])
+    values["reviewers"] = Reviewers.model_validate(values["reviewers"])
+    target = values["escalate_to"]
+    values["escalate_to"] = EscalateTo.model_validate(target) if target else None
+    return Approval(**values, decisions=decisions)
+
+
+async def _with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
+    if not rows:
+        return []
+    found = await conn.fetch(
+        """
+        select approval_id, actor, action, reason, edits, at, channel, payload_sha256 from decisions
+        where approval_id = any($1) order by approval_id, n
+        """,
+        [row["id"] for row in rows],
+    )
+    by_id: dict[UUID, list[Decision]] = {}
+    for row in found:
+        values = dict(row)
+        by_id.setdefault(values.pop("approval_id"), []).append(Decision(**values))
+    return [_of_row(row, tuple(by_id.get(row["id"], ()))) for row in rows]
+
+
+async def insert(conn: Conn, a: Approval) -> None:
+    await conn.execute(
+        """
+        insert into approvals (id, tenant, run_id, checkpoint_type, status, reasons, message, context, schema,
+            payload_sha256, user_id, session_id, submitter, reviewers, on_timeout, timeout_s, escalate_to,
+            remind_after_s, remind_at, created_at, expires_at, callback_url)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+        """,
+        a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), a.message, a.context, a.schema,
+        a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
+        a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
+        a.created_at, a.expires_at, a.callback_url,
+    )  # fmt: skip
+
+
+async def get(conn: Conn, tenant: str, approval_id: UUID) -> Approval | None:
+    rows = await conn.fetch("select * from approvals where id = $1 and tenant = $2", approval_id, tenant)
+    found = await _with_decisions(conn, rows)
+    return found[0] if found else None
+
+
+async def lock(conn: Conn, approval_id: UUID) -> Approval | None:
+    """The approval, locked. Its run, if it has one, was locked before: always in this order."""
+    rows = await conn.fetch("select * from approvals where id = $1 for update", approval_id)
+    found = await _with_decisions(conn, rows)
+    return found[0] if found else None
+
+
+async def run_of(conn: Conn, approval_id: UUID) -> tuple[UUID | None] | None:
+    """The approval's run in a tuple (None for a client's own approval), or None for an unknown approval."""
+    row = await conn.fetchrow("select run_id from approvals where id = $1", approval_id)
+    return (row["run_id"],) if row else None
+
+
+async def open_of_run(conn: Conn, run_id: UUID) -> list[Approval]:
+    rows = await conn.fetch(
+        "select * from approvals where run_id = $1 and status = 'pending' order by created_at", run_id
+    )
+    return await _with_decisions(conn, rows)
+
+
+async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[Approval]]:
+    """The open approvals of each run, for a page of runs, in one query."""
+    rows = await conn.fetch(
+        "select * from approvals where run_id = any($1) and status = 'pending' order by created_at",
+        list(run_ids),
+    )
+    found: dict[UUID, list[Approval]] = {}
+    for approval in await _with_decisions(conn, rows):
+        assert approval.run_id is not None
+        found.setdefault(approval.run_id, []).append(approval)
+    return found
+
+
+async def save(conn: Conn, a: Approval) -> None:
+    """Write an approval that this transaction has locked."""
+    await conn.execute(
+        """
+        update approvals set status = $2, context = $3, payload_sha256 = $4, reviewers = $5, escalated_at = $6,
+            remind_at = $7, expires_at = $8, clock_stopped_at = $9, timer_no = $10, armed = $11, edited = $12,
+            claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
+        where id = $1
+        """,
+        a.id, a.status, a.context, a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
+        a.expires_at, a.clock_stopped_at, a.timer_no, a.armed, a.edited, a.claimed_by, a.claimed_until,
+        a.decided_at, a.version,
+    )  # fmt: skip
+
+
+async def add_decision(conn: Conn, approval: Approval, decision: Decision) -> None:
+    await conn.execute(
+        """
+        insert into decisions (approval_id, n, tenant, actor, action, reason, edits, payload_sha256, at, channel)
+        select $1, coalesce(max(n), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9 from decisions where approval_id = $1
+        """,
+        approval.id, approval.tenant, decision.actor, decision.action, decision.reason, decision.edits,
+        decision.payload_sha256, decision.at, decision.channel,
+    )  # fmt: skip
+
+
+async def due(conn: Conn, *, limit: int) -> list[UUID]:
+    """Open approvals whose time is out by Postgres's clock."""
+    rows = await conn.fetch(
+        """
+        select id from approvals where status = 'pending' and clock_stopped_at is null and expires_at <= now()
+        order by expires_at limit $1
+        """,
+        limit,
+    )
+    return [row["id"] for row in rows]
+
+
+async def to_remind(conn: Conn, *, limit: int) -> list[UUID]:
+    rows = await conn.fetch(
+        """
+        select id from approvals where status = 'pending' and clock_stopped_at is null and remind_at <= now()
+        order by remind_at limit $1
+        """,
+        limit,
+    )
+    return [row["id"] for row in rows]
+
+
+async def arm(conn: Conn, *, horizon_s: float, limit: int) -> Sequence[Mapping[str, Any]]:
+    """`{id, timer_no, expires_at}` of deadlines that came inside the horizon; marked as having their job."""
+    rows = await conn.fetch(
+        """
+        update approvals set armed = true where id in (
+            select id from approvals where status = 'pending' and clock_stopped_at is null and not armed
+               and expires_at < now() + $1::interval order by expires_at limit $2 for update skip locked)
+        returning id, timer_no, expires_at
+        """,
+        timedelta(seconds=horizon_s),
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class InboxFilter:
+    user_id: str | None = None
+    session_id: str | None = None
+    checkpoint_type: str | None = None
+    run_id: UUID | None = None
+    after: tuple[datetime, UUID] | None = None
+
+
+async def inbox(conn: Conn, tenant: str, wanted: InboxFilter, *, limit: int) -> list[Approval]:
+    """Open approvals, soonest deadline first."""
+    at, last = wanted.after or (None, None)
+    rows = await conn.fetch(
+        """
+        select * from approvals where tenant = $1 and status = 'pending'
+          and ($2::text is null or user_id = $2) and ($3::text is null or session_id = $3)
+          and ($4::text is null or checkpoint_type = $4) and ($5::uuid is null or run_id = $5)
+          and ($6::timestamptz is null or (expires_at, id) > ($6, $7::uuid))
+        order by expires_at, id limit $8
+        """,
+        tenant, wanted.user_id, wanted.session_id, wanted.checkpoint_type, wanted.run_id, at, last, limit,
+    )  # fmt: skip
+    return await _with_decisions(conn, rows)
+
+
+async def last_actor(conn: Conn, run_id: UUID, checkpoint_type: str) -> str | None:
+    """Who decided last about this checkpoint of the run."""
+    actor: str | None = await conn.fetchval(
+        """
+        select d.actor from approvals a join decisions d on d.approval_id = a.id
+        where a.run_id = $1 and a.checkpoint_type = $2 order by a.created_at desc, d.n desc limit 1
+        """,
+        run_id,
+        checkpoint_type,
+    )
+    return actor

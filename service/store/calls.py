@@ -1,0 +1,61 @@
+"""Rows of `provider_calls`."""
+
+from uuid import UUID
+
+import asyncpg
+
+from service.domain.call import CallStatus, ProviderCall
+from service.store.database import Conn
+
+
+def _of_row(row: asyncpg.Record) -> ProviderCall:
+    values = dict(row)
+    values["status"] = CallStatus(values["status"])
+    return ProviderCall(**values)
+
+
+async def get(conn: Conn, run_id: UUID, number: int) -> ProviderCall | None:
+    row = await conn.fetchrow("select * from provider_calls where run_id = $1 and number = $2", run_id, number)
+    return _of_row(row) if row else None
+
+
+async def lock(conn: Conn, run_id: UUID, number: int) -> ProviderCall | None:
+    row = await conn.fetchrow(
+        "select * from provider_calls where run_id = $1 and number = $2 for update", run_id, number
+    )
+    return _of_row(row) if row else None
+
+
+async def tries(conn: Conn, run_id: UUID) -> int:
+    """How often this run has called its provider, over all its calls."""
+    count: int = await conn.fetchval(
+        "select coalesce(sum(tries), 0)::int from provider_calls where run_id = $1", run_id
+    )
+    return count
+
+
+async def intend(conn: Conn, call: ProviderCall) -> None:
+    """The intent, before the first byte; another try of the same call raises its count."""
+    await conn.execute(
+        """
+        insert into provider_calls (run_id, number, tenant, idempotency_key, payload_sha256, status, tries,
+            started_at, deadline_at)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        on conflict (run_id, number) do update set status = excluded.status, tries = excluded.tries,
+            finished_at = null, problem = null
+        """,
+        call.run_id, call.number, call.tenant, call.idempotency_key, call.payload_sha256, call.status, call.tries,
+        call.started_at, call.deadline_at,
+    )  # fmt: skip
+
+
+async def save(conn: Conn, call: ProviderCall) -> None:
+    await conn.execute(
+        """
+        update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = $7,
+            issues = $8, problem = $9, quality = $10, safety_flags = $11, cost_usd = $12
+        where run_id = $1 and number = $2
+        """,
+        call.run_id, call.number, call.status, call.provider_ref, call.finished_at, call.output, call.raw,
+        call.issues, call.problem, call.quality, list(call.safety_flags), call.cost_usd,
+    )  # fmt: skip

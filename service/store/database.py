@@ -1,0 +1,116 @@
+"""The pool, transactions, and Postgres's clock. The only module that opens connections."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+from service.errors import Unavailable
+
+# in quotes: asyncpg's classes are generic for the type checker only
+Conn: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+_AWAY: Final = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    TimeoutError,
+)
+ACQUIRE_TIMEOUT_S: Final = 10.0
+
+
+class Database:
+    """One pool a process. `pooler` turns off what a transaction pooler cannot carry."""
+
+    def __init__(self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl") -> None:
+        self._url = url
+        self._max_size = max_size
+        self._pooler = pooler
+        self._application = application
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._opening = asyncio.Lock()
+        self._offset = timedelta(0)
+
+    def now(self) -> datetime:
+        """Postgres's time, as each new connection of this process measured it."""
+        return datetime.now(UTC) + self._offset
+
+    async def open(self) -> None:
+        """Connect. Raises `Unavailable` while Postgres is away; the next use tries again."""
+        async with self._opening:
+            if self._pool is not None:
+                return
+            try:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=1,
+                    max_size=self._max_size,
+                    init=self._init,
+                    timeout=5,
+                    command_timeout=30,
+                    server_settings={"application_name": self._application, "timezone": "UTC"},
+                    statement_cache_size=0 if self._pooler else 100,
+                )
+            except _AWAY as error:
+                raise Unavailable from error
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                await asyncio.wait_for(pool.close(), 5)
+            except (TimeoutError, *_AWAY):
+                pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Conn]:
+        """A connection for reading. Raises `Unavailable` when Postgres is away."""
+        if self._pool is None:
+            await self.open()
+        assert self._pool is not None
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+                yield conn
+        except asyncpg.DataError:
+            raise  # ours: a value of the wrong shape, though asyncpg counts it among interface errors
+        except _AWAY as error:
+            raise Unavailable from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Conn]:
+        """A transaction: committed at the end, rolled back by any exception."""
+        async with self.connection() as conn, conn.transaction():
+            yield conn
+
+    async def _init(self, conn: Conn) -> None:
+        for kind in ("json", "jsonb"):
+            mark = b"\x01" if kind == "jsonb" else b""
+            await conn.set_type_codec(
+                kind,
+                schema="pg_catalog",
+                format="binary",
+                encoder=_encoder(mark),
+                decoder=_decoder(len(mark)),
+            )
+        before = time.monotonic()
+        there = await conn.fetchval("select clock_timestamp()")
+        travelled = timedelta(seconds=(time.monotonic() - before) / 2)
+        self._offset = there + travelled - datetime.now(UTC)
+
+
+def _encoder(mark: bytes) -> Any:
+    return lambda value: mark + orjson.dumps(value)
+
+
+def _decoder(skip: int) -> Any:
+    return lambda data: orjson.loads(memoryview(data)[skip:])

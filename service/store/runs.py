@@ -1,0 +1,359 @@
+"""Rows of `runs`, `run_documents` and `steps`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from service.domain import policy
+from service.domain.event import Event, Fact, chain
+from service.domain.plan import Documents
+from service.domain.run import Run, RunStatus, Step
+from service.errors import LeaseLost
+from service.store import events
+from service.store.database import Conn
+
+
+def of_row(row: asyncpg.Record) -> Run:
+    values = dict(row)
+    values["status"] = RunStatus(values["status"])
+    values["step"] = Step(values["step"])
+    return Run(**values)
+
+
+async def insert(conn: Conn, run: Run, docs: Documents) -> None:
+    await conn.execute(
+        """
+        insert into runs (id, tenant, status, step, version, fencing_token, due_at, status_since, woken_at,
+            event_seq, event_hash, asked, provider, tool, submitter, user_id, session_id, priority, queues,
+            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+            $20, $21, $22, $23, $24, $25)
+        """,
+        run.id, run.tenant, run.status, run.step, run.version, run.fencing_token, run.due_at, run.status_since,
+        run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
+        run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
+        run.deadline_at, run.estimated_usd, run.request_id, run.traceparent,
+    )  # fmt: skip
+    await conn.execute(
+        """
+        insert into run_documents (run_id, tenant, run_input, hitl_config, tool_config, sealed, callback_url)
+        values ($1, $2, $3, $4, $5, $6, $7)
+        """,
+        run.id, run.tenant, docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed,
+        docs.callback_url,
+    )  # fmt: skip
+
+
+async def get(conn: Conn, tenant: str, run_id: UUID) -> Run | None:
+    row = await conn.fetchrow("select * from runs where id = $1 and tenant = $2", run_id, tenant)
+    return of_row(row) if row else None
+
+
+async def lock(conn: Conn, tenant: str, run_id: UUID) -> Run | None:
+    row = await conn.fetchrow("select * from runs where id = $1 and tenant = $2 for update", run_id, tenant)
+    return of_row(row) if row else None
+
+
+async def lock_held(conn: Conn, run_id: UUID, token: int) -> Run:
+    """The run, locked, if this token still holds it. Raises `LeaseLost`."""
+    row = await conn.fetchrow(
+        "select * from runs where id = $1 and fencing_token = $2 and lease_until is not null for update",
+        run_id,
+        token,
+    )
+    if row is None:
+        raise LeaseLost
+    return of_row(row)
+
+
+async def lock_any(conn: Conn, run_id: UUID) -> Run | None:
+    """The run of any tenant, locked: for timers and callbacks, which act for nobody."""
+    row = await conn.fetchrow("select * from runs where id = $1 for update", run_id)
+    return of_row(row) if row else None
+
+
+async def lock_live_in_session(conn: Conn, tenant: str, session_id: str) -> list[Run]:
+    """The session's live runs in order. The session itself is locked first, so that two starts take turns."""
+    await conn.execute("select pg_advisory_xact_lock(hashtextextended($1 || chr(10) || $2, 7))", tenant, session_id)
+    rows = await conn.fetch(
+        """
+        select * from runs where tenant = $1 and session_id = $2
+           and status not in ('completed', 'failed', 'cancelled') order by created_at, id for update
+        """,
+        tenant,
+        session_id,
+    )
+    return [of_row(row) for row in rows]
+
+
+async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
+    """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, or nothing is due."""
+    row = await conn.fetchrow(
+        """
+        update runs set
+            queue_ms = queue_ms + case when status = 'queued'
+                then greatest(0, extract(epoch from now() - greatest(status_since, due_at)) * 1000)::bigint else 0 end,
+            provider_ms = provider_ms + case when status = 'awaiting_provider'
+                then greatest(0, extract(epoch from now() - status_since) * 1000)::bigint else 0 end,
+            status = 'running', status_since = now(), fencing_token = fencing_token + 1, version = version + 1,
+            lease_until = now() + $3, worker_id = $2, due_at = null, armed = false,
+            claimed_at = now(), updated_at = now()
+        where id = $1 and status in ('queued', 'awaiting_provider') and due_at <= now() and lease_until is null
+        returning *
+        """,
+        run_id,
+        worker_id,
+        timedelta(seconds=lease_s),
+    )
+    return of_row(row) if row else None
+
+
+async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) -> tuple[Run, list[Event]]:
+    """Write a run that this transaction has locked, and its new events. Returns both as they stand."""
+    run, appended = chain(run, facts, at=now)
+    await conn.execute(
+        """
+        update runs set status = $2, step = $3, version = version + 1, fencing_token = $4, lease_until = $5,
+            worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
+            released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,
+            asked = $17, payload_sha256 = $18, finished_at = $19, queue_ms = $20, human_ms = $21,
+            provider_ms = $22, estimated_usd = $23, actual_usd = $24, error = $25, updated_at = $26
+        where id = $1
+        """,
+        run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
+        run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
+        run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
+        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now,
+    )  # fmt: skip
+    await events.insert(conn, appended)
+    return run, appended
+
+
+async def documents(conn: Conn, run_id: UUID) -> Documents:
+    return (await documents_of(conn, [run_id]))[run_id]
+
+
+async def documents_of(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, Documents]:
+    """The documents of each run, for a page of runs, in one query."""
+    rows = await conn.fetch("select * from run_documents where run_id = any($1)", list(run_ids))
+    return {
+        row["run_id"]: Documents(
+            run_input=row["run_input"],
+            config=policy.load(row["hitl_config"]),
+            tool_config=row["tool_config"],
+            sealed=row["sealed"],
+            description=row["description"],
+            payload=row["payload"],
+            output=row["output"],
+            raw_response=row["raw_response"],
+            result=row["result"],
+            callback_url=row["callback_url"],
+        )
+        for row in rows
+    }
+
+
+async def set_built(conn: Conn, run_id: UUID, *, description: Any, payload: Any) -> None:
+    await conn.execute(
+        "update run_documents set description = $2, payload = $3 where run_id = $1",
+        run_id,
+        description,
+        payload,
+    )
+
+
+async def set_payload(conn: Conn, run_id: UUID, payload: Any) -> None:
+    await conn.execute("update run_documents set payload = $2 where run_id = $1", run_id, payload)
+
+
+async def set_answer(conn: Conn, run_id: UUID, *, output: Any, raw: Any) -> None:
+    await conn.execute(
+        "update run_documents set output = $2, raw_response = $3, result = null where run_id = $1",
+        run_id,
+        output,
+        raw,
+    )
+
+
+async def set_result(conn: Conn, run_id: UUID, result: Any) -> None:
+    await conn.execute("update run_documents set result = $2 where run_id = $1", run_id, result)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What each step left behind: the durable save points, and the run's history."""
+
+    step: str
+    status: str
+    at: datetime
+    actor: str
+    message: str
+
+
+async def record_step(conn: Conn, run: Run, record: StepRecord) -> None:
+    await conn.execute(
+        """
+        insert into steps (tenant, run_id, n, step, status, at, actor, message)
+        select $1, $2, coalesce(max(n), 0) + 1, $3, $4, $5, $6, $7 from steps where run_id = $2
+        """,
+        run.tenant, run.id, record.step, record.status, record.at, record.actor, record.message,
+    )  # fmt: skip
+
+
+async def steps_of(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[StepRecord]]:
+    """The history of each run, for a page of runs, in one query."""
+    rows = await conn.fetch(
+        "select run_id, step, status, at, actor, message from steps where run_id = any($1) order by run_id, n",
+        list(run_ids),
+    )
+    found: dict[UUID, list[StepRecord]] = {}
+    for row in rows:
+        values = dict(row)
+        found.setdefault(values.pop("run_id"), []).append(StepRecord(**values))
+    return found
+
+
+async def renew(conn: Conn, leases: Sequence[tuple[UUID, int]], *, lease_s: float) -> set[tuple[UUID, int]]:
+    """Renew leases in one statement; those that are not returned are lost."""
+    rows = await conn.fetch(
+        """
+        update runs set lease_until = now() + $3 from unnest($1::uuid[], $2::bigint[]) as mine (id, token)
+        where runs.id = mine.id and runs.fencing_token = mine.token and runs.lease_until is not null
+        returning runs.id, runs.fencing_token
+        """,
+        [run_id for run_id, _ in leases],
+        [token for _, token in leases],
+        timedelta(seconds=lease_s),
+    )
+    return {(row["id"], row["fencing_token"]) for row in rows}
+
+
+async def lock_abandoned(conn: Conn, *, limit: int) -> list[Run]:
+    """Runs whose worker fell silent for a lease's length."""
+    rows = await conn.fetch(
+        "select * from runs where lease_until < now() order by lease_until limit $1 for update skip locked",
+        limit,
+    )
+    return [of_row(row) for row in rows]
+
+
+async def due_unclaimed(conn: Conn, *, for_s: float, limit: int) -> list[Run]:
+    """Runs that are due for a while and that nobody took: their wake-up may be lost."""
+    rows = await conn.fetch(
+        """
+        select * from runs where due_at < now() - $1::interval and lease_until is null
+        order by due_at limit $2
+        """,
+        timedelta(seconds=for_s),
+        limit,
+    )
+    return [of_row(row) for row in rows]
+
+
+async def arm_due(conn: Conn, *, horizon_s: float, limit: int) -> list[Run]:
+    """Runs that fall due inside the horizon and have no deferred job yet; marked as having one."""
+    rows = await conn.fetch(
+        """
+        update runs set armed = true where id in (
+            select id from runs where due_at between now() and now() + $1::interval and not armed
+               and lease_until is null order by due_at limit $2 for update skip locked)
+        returning *
+        """,
+        timedelta(seconds=horizon_s),
+        limit,
+    )
+    return [of_row(row) for row in rows]
+
+
+async def lock_past_deadline(conn: Conn, *, limit: int) -> list[Run]:
+    rows = await conn.fetch(
+        """
+        select * from runs where deadline_at <= now() and status not in ('completed', 'failed', 'cancelled')
+        order by deadline_at limit $1 for update skip locked
+        """,
+        limit,
+    )
+    return [of_row(row) for row in rows]
+
+
+async def lock_next_in_session(conn: Conn, tenant: str, session_id: str) -> Run | None:
+    """The session's first run that stands in line, if nothing that is live stands before it."""
+    row = await conn.fetchrow(
+        """
+        select * from runs r where tenant = $1 and session_id = $2 and status = 'queued' and due_at is null
+          and lease_until is null and queues
+          and not exists (select from runs e where e.tenant = $1 and e.session_id = $2
+               and e.status not in ('completed', 'failed', 'cancelled') and (e.created_at, e.id) < (r.created_at, r.id))
+        order by created_at, id limit 1 for update skip locked
+        """,
+        tenant,
+        session_id,
+    )
+    return of_row(row) if row else None
+
+
+async def sessions_in_line(conn: Conn, *, limit: int) -> list[tuple[str, str]]:
+    """Sessions in which a run stands in line."""
+    rows = await conn.fetch(
+        """
+        select distinct tenant, session_id from runs
+        where status = 'queued' and due_at is null and queues and session_id is not null limit $1
+        """,
+        limit,
+    )
+    return [(row["tenant"], row["session_id"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """What a list of runs is narrowed by; None means not at all. `before` is the last row of the page before."""
+
+    statuses: Sequence[str] | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+    provider: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    before: tuple[datetime, UUID] | None = None
+
+
+async def page(conn: Conn, tenant: str, wanted: RunFilter, *, limit: int) -> list[Run]:
+    """Newest first."""
+    at, last = wanted.before or (None, None)
+    rows = await conn.fetch(
+        """
+        select * from runs where tenant = $1
+          and ($2::text[] is null or status = any($2)) and ($3::text is null or user_id = $3)
+          and ($4::text is null or session_id = $4) and ($5::text is null or provider = $5)
+          and ($6::timestamptz is null or created_at > $6) and ($7::timestamptz is null or created_at < $7)
+          and ($8::timestamptz is null or (created_at, id) < ($8, $9::uuid))
+        order by created_at desc, id desc limit $10
+        """,
+        tenant, wanted.statuses, wanted.user_id, wanted.session_id, wanted.provider, wanted.created_after,
+        wanted.created_before, at, last, limit,
+    )  # fmt: skip
+    return [of_row(row) for row in rows]
+
+
+async def queue_figures(conn: Conn, tenant: str) -> dict[str, Any]:
+    """Counts of the tenant's runs by what they wait for, and the age of the oldest that is due."""
+    row = await conn.fetchrow(
+        """
+        select count(*) filter (where status = 'queued' and due_at <= now()) as queued,
+               count(*) filter (where status = 'queued' and (due_at is null or due_at > now())) as deferred,
+               count(*) filter (where status = 'running') as in_progress,
+               count(*) filter (where status = 'awaiting_human') as awaiting_human,
+               count(*) filter (where status = 'awaiting_provider') as awaiting_provider,
+               extract(epoch from now() - min(due_at) filter (where status = 'queued' and due_at <= now()))::float8
+                   as oldest_queued_seconds
+        from runs where tenant = $1 and status not in ('completed', 'failed', 'cancelled')
+        """,
+        tenant,
+    )
+    assert row is not None
+    failed = await conn.fetchval("select count(*) from runs where tenant = $1 and status = 'failed'", tenant)
+    return {**row, "failed": failed, "oldest_queued_seconds": row["oldest_queued_seconds"] or 0.0}
