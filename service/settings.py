@@ -42,7 +42,6 @@ class Settings(BaseSettings):
     hitl_pg_pooler: Literal["transaction"] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
-    sentry_dsn: str | None = None
 
     @field_validator("hitl_http_allow", mode="before")
     @classmethod

@@ -119,7 +119,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
     settings = runtime.settings
     beat = Heartbeat(runtime, orchestrator, worker_id)
     async with asyncio.TaskGroup() as group:
-        group.create_task(runtime.services.notifier.run())
+        group.create_task(_every(1, "notifier", runtime.services.notifier.run))
         group.create_task(_every(min(settings.hitl_lease_seconds / 4, 3), "heartbeat", beat.once))
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -43,21 +44,12 @@ def pins(lock: str) -> dict[str, str]:
 
 def our_files() -> list[Path]:
     """Every file that is or could be committed."""
-    listed = (
-        subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            check=False,
-        )
-        if (ROOT / ".git").exists()
-        else None
-    )
-    if listed is not None and listed.returncode == 0:
-        found = [ROOT / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
-    else:
-        found = [path for path in ROOT.rglob("*") if not _foreign(path.relative_to(ROOT))]
-    return [path for path in found if path.is_file()]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        if listed.returncode == 0:
+            found = [ROOT / name for name in listed.stdout.split("\0") if name]
+            return [path for path in found if path.is_file()]
+    return [path for path in ROOT.rglob("*") if path.is_file() and not _foreign(path.relative_to(ROOT))]
 
 
 def _foreign(path: Path) -> bool:
@@ -78,10 +70,10 @@ def test_the_wheel_holds_all_that_runs(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     held = set(ZipFile(wheel).namelist())
 
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "service").rglob("*.py")}
+    sources = {path.relative_to(ROOT).as_posix() for path in our_files() if path.is_relative_to(ROOT / "service")}
     migrations = {f"service/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")}
     assert migrations
-    assert modules | migrations | {"worker_settings.py"} <= held
+    assert sources | migrations | {"worker_settings.py"} <= held
     assert {name.split("/")[0] for name in held if ".dist-info/" not in name} == {"service", "worker_settings.py"}
 
 

@@ -193,3 +193,25 @@ async def last_actor(conn: Conn, run_id: UUID, checkpoint_type: str) -> str | No
         checkpoint_type,
     )
     return actor
+
+
+async def find(conn: Conn, approval_id: UUID) -> Approval | None:
+    """The approval of any tenant: for the operator."""
+    rows = await conn.fetch("select * from approvals where id = $1", approval_id)
+    found = await _with_decisions(conn, rows)
+    return found[0] if found else None
+
+
+async def recent(
+    conn: Conn, tenant: str | None, *, status: str | None, run_id: UUID | None, limit: int
+) -> list[Approval]:
+    """Newest first, of every tenant where none is named: for the operator."""
+    rows = await conn.fetch(
+        """
+        select * from approvals where ($1::text is null or tenant = $1) and ($2::text is null or status = $2)
+          and ($3::uuid is null or run_id = $3)
+        order by created_at desc, id desc limit $4
+        """,
+        tenant, status, run_id, limit,
+    )  # fmt: skip
+    return await _with_decisions(conn, rows)

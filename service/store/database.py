@@ -114,3 +114,16 @@ def _encoder(mark: bytes) -> Any:
 
 def _decoder(skip: int) -> Any:
     return lambda data: orjson.loads(memoryview(data)[skip:])
+
+
+async def server_facts(conn: Conn) -> dict[str, Any]:
+    """`{version, fsync, synchronous_commit, full_page_writes, now}` of the server: for the doctor."""
+    row = await conn.fetchrow(
+        """
+        select current_setting('server_version') as version, current_setting('fsync') as fsync,
+               current_setting('synchronous_commit') as synchronous_commit,
+               current_setting('full_page_writes') as full_page_writes, clock_timestamp() as now
+        """
+    )
+    assert row is not None
+    return dict(row)

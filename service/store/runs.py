@@ -357,3 +357,42 @@ async def queue_figures(conn: Conn, tenant: str) -> dict[str, Any]:
     assert row is not None
     failed = await conn.fetchval("select count(*) from runs where tenant = $1 and status = 'failed'", tenant)
     return {**row, "failed": failed, "oldest_queued_seconds": row["oldest_queued_seconds"] or 0.0}
+
+
+async def find(conn: Conn, run_id: UUID) -> Run | None:
+    """The run of any tenant: for the operator."""
+    row = await conn.fetchrow("select * from runs where id = $1", run_id)
+    return of_row(row) if row else None
+
+
+async def recent(conn: Conn, tenant: str | None, wanted: RunFilter, *, limit: int) -> list[Run]:
+    """Newest first, of every tenant where none is named: for the operator."""
+    rows = await conn.fetch(
+        """
+        select * from runs where ($1::text is null or tenant = $1)
+          and ($2::text[] is null or status = any($2)) and ($3::text is null or user_id = $3)
+          and ($4::text is null or session_id = $4) and ($5::text is null or provider = $5)
+        order by created_at desc, id desc limit $6
+        """,
+        tenant, wanted.statuses, wanted.user_id, wanted.session_id, wanted.provider, limit,
+    )  # fmt: skip
+    return [of_row(row) for row in rows]
+
+
+async def queue_by_tenant(conn: Conn) -> list[dict[str, Any]]:
+    """`queue_figures` of every tenant that has live or failed runs, each with its `tenant`."""
+    rows = await conn.fetch(
+        """
+        select tenant,
+               count(*) filter (where status = 'queued' and due_at <= now()) as queued,
+               count(*) filter (where status = 'queued' and (due_at is null or due_at > now())) as deferred,
+               count(*) filter (where status = 'running') as in_progress,
+               count(*) filter (where status = 'awaiting_human') as awaiting_human,
+               count(*) filter (where status = 'awaiting_provider') as awaiting_provider,
+               count(*) filter (where status = 'failed') as failed,
+               coalesce(extract(epoch from now() - min(due_at) filter (where status = 'queued' and due_at <= now())),
+                   0)::float8 as oldest_queued_seconds
+        from runs where status not in ('completed', 'cancelled') group by tenant order by tenant
+        """
+    )
+    return [dict(row) for row in rows]

@@ -1,0 +1,205 @@
+"""`hitl migrate`, `hitl openapi`, `hitl doctor`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import click
+from redis.exceptions import RedisError, ResponseError
+
+from service.api import openapi as api
+from service.cli.embed import Stack, migration_url, stack
+from service.cli.output import dumps, json_option, show
+from service.embedded import lease
+from service.errors import Unavailable
+from service.logs import CATALOGUE
+from service.queue import connect
+from service.settings import Settings, load_settings, may_embed, require
+from service.store import workers
+from service.store.database import Conn, Database, server_facts
+from service.store.migrate import migrate, pending
+
+SKEW_WARN_S: Final = 1.0
+SKEW_FAIL_S: Final = 30.0
+MIN_POSTGRES: Final = 14
+
+
+@click.command("migrate")
+def migrate_command() -> None:
+    """Apply what is missing of migrations/; safe when several machines do it at once."""
+    settings = load_settings()
+    if settings.direct_database_url or settings.database_url:
+        applied = asyncio.run(migrate(migration_url(settings)))
+    elif may_embed():
+        with lease(Path(settings.hitl_data_dir)) as servers:
+            applied = asyncio.run(migrate(servers.database_url))
+    else:
+        require(settings)
+        raise AssertionError("a setting is missing")
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("nothing to do")
+
+
+@click.command()
+def openapi() -> None:
+    """The OpenAPI document of the HTTP API, as JSON."""
+    click.echo(dumps(api.document()))
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at, and what to do about it."""
+
+    id: str
+    result: Literal["ok", "warn", "fail"]
+    detail: str
+    advice: str = ""
+
+
+@click.command()
+@click.option("--events", is_flag=True, help="Print the catalogue of log events instead.")
+@json_option
+def doctor(events: bool, as_json: bool) -> None:
+    """Look at settings, servers, schema, clocks and workers. Exit status 1 if something fails."""
+    if events:
+        rows = [{"id": event, "meaning": meaning} for event, meaning in CATALOGUE.items()]
+        show(rows, ("id", "meaning"), as_json=as_json)
+        return
+    with stack() as servers:
+        checks = asyncio.run(_checks(servers))
+    if as_json:
+        show([asdict(check) for check in checks], (), as_json=True)
+    else:
+        for check in checks:
+            click.echo(
+                f"{check.result:<4}  {check.id}: {check.detail}" + (f" - {check.advice}" if check.advice else "")
+            )
+    if failed := [check.id for check in checks if check.result == "fail"]:
+        raise click.ClickException(f"failed: {', '.join(failed)}")
+
+
+async def _checks(servers: Stack) -> list[Check]:
+    if servers.embedded:
+        await migrate(migration_url(servers.settings))
+    return [
+        *_of_settings(servers),
+        *[check async for check in _of_postgres(servers.settings)],
+        *[check async for check in _of_redis(servers.settings)],
+    ]
+
+
+def _of_settings(servers: Stack) -> list[Check]:
+    settings = servers.settings
+    where = f"embedded servers in {settings.hitl_data_dir}" if servers.embedded else "servers from the environment"
+    auth = "required" if settings.auth_required else "off"
+    found = [Check("settings", "ok", f"{where}, HITL_AUTH {auth}, links under {settings.public_url}")]
+    if not settings.loopback and settings.hitl_public_url is None:
+        advice = "set HITL_PUBLIC_URL to the address that people and providers can reach"
+        found.append(Check("public_url", "warn", f"links lead to {settings.public_url}", advice))
+    if settings.hitl_secret_key_previous:
+        advice = "unset HITL_SECRET_KEY_PREVIOUS once every key and link was renewed"
+        found.append(Check("secret_rotation", "warn", "the previous secret is still honoured", advice))
+    return found
+
+
+async def _of_postgres(settings: Settings) -> AsyncIterator[Check]:
+    assert settings.database_url
+    db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application="hitl-doctor")
+    try:
+        async with db.connection() as conn:
+            for check in await _postgres_checks(conn):
+                yield check
+    except Unavailable as error:
+        cause = type(error.__cause__).__name__
+        yield Check("postgres", "fail", f"no connection ({cause})", "check DATABASE_URL and that the server runs")
+    finally:
+        await db.close()
+
+
+async def _postgres_checks(conn: Conn) -> list[Check]:
+    before = time.time()
+    facts = await server_facts(conn)
+    here = datetime.fromtimestamp((before + time.time()) / 2, UTC)
+    missing = await pending(conn)  # type: ignore[arg-type]  # a pool's proxy does what a connection does
+    present = [] if missing else await workers.present(conn)
+    return [_version(facts), _durability(facts), _schema(missing), _clock(facts["now"], here), _workers(present)]
+
+
+def _version(facts: dict[str, Any]) -> Check:
+    if int(facts["version"].split(".")[0]) < MIN_POSTGRES:
+        return Check("postgres", "fail", f"version {facts['version']}", f"use Postgres {MIN_POSTGRES} or newer")
+    return Check("postgres", "ok", f"version {facts['version']}")
+
+
+def _durability(facts: dict[str, Any]) -> Check:
+    off = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if facts[name] == "off"]
+    if off:
+        detail = f"{', '.join(off)} off: a crash may lose what was acknowledged"
+        return Check("postgres_durability", "fail", detail, "turn it on in postgresql.conf")
+    return Check("postgres_durability", "ok", f"fsync on, synchronous_commit {facts['synchronous_commit']}")
+
+
+def _schema(missing: list[str]) -> Check:
+    if missing:
+        return Check("migrations", "fail", f"pending: {', '.join(missing)}", "run `hitl migrate`")
+    return Check("migrations", "ok", "none pending")
+
+
+def _clock(there: datetime, here: datetime) -> Check:
+    skew_s = abs((there - here).total_seconds())
+    if skew_s <= SKEW_WARN_S:
+        return Check("clock", "ok", f"{skew_s:.3f} s from Postgres")
+    result: Literal["warn", "fail"] = "warn" if skew_s <= SKEW_FAIL_S else "fail"
+    return Check("clock", result, f"{skew_s:.1f} s from Postgres", "synchronise this machine's clock (NTP)")
+
+
+def _workers(present: Any) -> Check:
+    if not present:
+        return Check("workers", "warn", "none seen in the last minute", "start one: `hitl worker`, or `hitl up`")
+    jobs = sum(worker["jobs"] for worker in present)
+    return Check("workers", "ok", f"{len(present)} seen in the last minute, {jobs} jobs")
+
+
+async def _of_redis(settings: Settings) -> AsyncIterator[Check]:
+    assert settings.redis_url
+    client = connect(settings.redis_url, max_connections=2)
+    try:
+        async with asyncio.timeout(10):
+            info = await client.info()
+            policy = info.get("maxmemory_policy") or await _configured(client, "maxmemory-policy")
+            durable = info.get("aof_enabled") or await _configured(client, "save")
+    except (RedisError, OSError, TimeoutError) as error:
+        detail = f"no connection ({type(error).__name__})"
+        yield Check("redis", "fail", detail, "check REDIS_URL and that the server runs")
+        return
+    finally:
+        await client.aclose(close_connection_pool=True)
+    name = "valkey" if "valkey_version" in info else "redis"
+    yield Check("redis", "ok", f"{name} {info.get('valkey_version') or info.get('redis_version')}")
+    if policy == "noeviction":
+        yield Check("redis_eviction", "ok", "noeviction")
+    else:
+        yield Check("redis_eviction", "warn", f"{policy or 'unknown'}", "set maxmemory-policy noeviction")
+    if durable:
+        yield Check("redis_persistence", "ok", "append-only file" if info.get("aof_enabled") else "snapshots")
+    else:
+        detail = "off: after its restart, wake-ups come from the sweep"
+        yield Check("redis_persistence", "warn", detail, "set appendonly yes")
+
+
+async def _configured(client: Any, name: str) -> str:
+    """A setting of the server, empty where the provider forbids CONFIG."""
+    try:
+        found = await client.config_get(name)
+    except ResponseError:
+        return ""
+    return str(found.get(name, ""))

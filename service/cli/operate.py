@@ -1,0 +1,351 @@
+"""Operating the service: keys, runs, approvals, the queue. Across tenants unless one is named."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final, cast, get_args
+from uuid import UUID
+
+import click
+import orjson
+
+from service.cli.embed import operate
+from service.cli.output import cell, dumps, json_option, show
+from service.commands.approvals import Decided, decide
+from service.commands.keys import NewKey, create_key, revoke_key
+from service.commands.runs import cancel_run
+from service.domain.approval import Action, Approval, ApprovalStatus, Order
+from service.domain.event import Event, wire
+from service.domain.principal import Principal, Role
+from service.domain.run import Run, RunStatus
+from service.errors import HitlError, NotFound
+from service.runtime import Runtime
+from service.store import approvals, events, keys, runs
+
+TAIL_EVERY_S: Final = 0.5
+PAGE: Final = 500
+ACTOR: Final = "cli"
+YEAR_S: Final = 366 * 86_400
+
+tenant_option = click.option("--tenant", help="Only of this tenant.")
+limit_option = click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+
+
+def _named(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("must not be empty", param=parameter)
+    return value
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
+
+
+@click.group("keys")
+def keys_group() -> None:
+    """API keys."""
+
+
+@keys_group.command("create")
+@click.option("--name", required=True, callback=_named, help="What the key is for.")
+@click.option("--role", required=True, type=click.Choice(get_args(Role)))
+@click.option("--tenant", default="default", show_default=True, callback=_named)
+@click.option("--subject", callback=_named, help="Who acts with it; default: the name.")
+@click.option("--group", "groups", multiple=True, callback=lambda _, __, value: value, help="May be repeated.")
+@click.option("--expires-in", type=click.IntRange(1, 100 * YEAR_S), metavar="SECONDS")
+def keys_create(
+    name: str, role: str, tenant: str, subject: str | None, groups: tuple[str, ...], expires_in: int | None
+) -> None:
+    """Make a key and print it: once, alone on standard output."""
+    wanted = NewKey(name, cast(Role, role), tenant, subject, groups, expires_in)
+
+    async def work(runtime: Runtime) -> str:
+        _, secret = await create_key(runtime.services.db, runtime.services.keyring, wanted)
+        return secret
+
+    click.echo(operate(work))
+
+
+@keys_group.command("list")
+@tenant_option
+@json_option
+def keys_list(tenant: str | None, as_json: bool) -> None:
+    """All keys, revoked ones too; never the keys themselves."""
+
+    async def work(runtime: Runtime) -> list[keys.ApiKey]:
+        async with runtime.services.db.connection() as conn:
+            return await keys.all_keys(conn)
+
+    rows = [asdict(key) for key in operate(work) if tenant in (None, key.tenant)]
+    columns = ("id", "name", "tenant", "role", "subject", "groups", "created_at", "expires_at", "revoked_at")
+    show(rows, columns, as_json=as_json)
+
+
+@keys_group.command("revoke")
+@click.argument("key_id", metavar="ID", type=click.UUID)
+def keys_revoke(key_id: UUID) -> None:
+    """Refuse the key from now on."""
+    operate(lambda runtime: revoke_key(runtime.services.db, key_id))
+    click.echo(f"revoked {key_id}")
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+@click.group("runs")
+def runs_group() -> None:
+    """Runs: look, follow, cancel."""
+
+
+@runs_group.command("list")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(list(RunStatus)), help="May be repeated.")
+@click.option("--user", help="Only of this user_id.")
+@click.option("--session", help="Only of this session_id.")
+@click.option("--provider", help="Only of this provider.")
+@tenant_option
+@limit_option
+@json_option
+def runs_list(
+    statuses: tuple[str, ...],
+    user: str | None,
+    session: str | None,
+    provider: str | None,
+    tenant: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Newest first."""
+    wanted = runs.RunFilter(statuses or None, user, session, provider)
+
+    async def work(runtime: Runtime) -> list[Run]:
+        async with runtime.services.db.connection() as conn:
+            return await runs.recent(conn, tenant, wanted, limit=limit)
+
+    columns = ("id", "status", "step", "provider", "tenant", "user_id", "session_id", "created_at")
+    show([asdict(run) for run in operate(work)], columns, as_json=as_json)
+
+
+@runs_group.command("show")
+@click.argument("run_id", metavar="ID", type=click.UUID)
+@tenant_option
+@json_option
+def runs_show(run_id: UUID, tenant: str | None, as_json: bool) -> None:
+    """One run, with its payload, its result and what it waits for."""
+    found = operate(lambda runtime: _whole_run(runtime, run_id, tenant))
+    _show_one(found, as_json=as_json)
+
+
+async def _whole_run(runtime: Runtime, run_id: UUID, tenant: str | None) -> dict[str, Any]:
+    async with runtime.services.db.connection() as conn:
+        run = await _run(conn, run_id, tenant)
+        docs = await runs.documents(conn, run_id)
+        waiting = await approvals.open_of_run(conn, run_id)
+        steps = await runs.steps(conn, run_id)
+    return {
+        **asdict(run),
+        "run_input": docs.run_input,
+        "hitl_config": docs.config.model_dump(mode="json"),
+        "payload": docs.payload,
+        "raw_response": docs.raw_response,
+        "result": docs.result,
+        "step_history": [asdict(step) for step in steps],
+        "pending_actions": [{"id": a.id, "checkpoint_type": a.checkpoint_type, "reasons": a.reasons} for a in waiting],
+    }
+
+
+async def _run(conn: Any, run_id: UUID, tenant: str | None) -> Run:
+    run = await runs.find(conn, run_id)
+    if run is None or tenant not in (None, run.tenant):
+        raise NotFound(f"no such run: {run_id}")
+    return run
+
+
+@runs_group.command("tail")
+@click.argument("run_id", metavar="ID", type=click.UUID)
+@tenant_option
+@json_option
+def runs_tail(run_id: UUID, tenant: str | None, as_json: bool) -> None:
+    """The run's events, as they come, until it is over."""
+    operate(lambda runtime: _tail(runtime, run_id, tenant, as_json=as_json))
+
+
+async def _tail(runtime: Runtime, run_id: UUID, tenant: str | None, *, as_json: bool) -> None:
+    last = 0
+    while True:
+        async with runtime.services.db.connection() as conn:
+            run = await _run(conn, run_id, tenant)
+            found = await events.after(conn, run.tenant, run_id, last, limit=PAGE)
+        for event in found:
+            _print_event(event, as_json=as_json)
+            last = event.seq
+        sys.stdout.flush()
+        if run.final and last >= run.event_seq:
+            break
+        if not found:
+            await asyncio.sleep(TAIL_EVERY_S)
+    if as_json:
+        click.echo("\n]")
+
+
+def _print_event(event: Event, *, as_json: bool) -> None:
+    if as_json:  # one array that grows
+        one = orjson.dumps({"id": event.seq, **wire(event)}).decode()
+        click.echo(("[\n" if event.seq == 1 else ",\n") + one, nl=False)
+        return
+    at = event.at.strftime("%H:%M:%S.%f")[:-3]
+    click.echo(f"{event.seq:>4}  {at}  {event.type:<20}  {event.actor}  {cell(dict(event.data))}")
+
+
+@runs_group.command("cancel")
+@click.argument("run_ids", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@click.option("--reason", help="Kept in the run.")
+@tenant_option
+@json_option
+def runs_cancel(run_ids: tuple[UUID, ...], reason: str | None, tenant: str | None, as_json: bool) -> None:
+    """End live runs. Exit status 1 if one of them could not be cancelled."""
+
+    async def one(runtime: Runtime, run_id: UUID) -> dict[str, Any]:
+        try:
+            async with runtime.services.db.connection() as conn:
+                run = await _run(conn, run_id, tenant)
+            ended = await cancel_run(runtime.services, run_id, Principal(ACTOR, run.tenant, "admin"), reason=reason)
+        except HitlError as refusal:
+            return {"id": run_id, "status": refusal.extra.get("run_status"), "error": refusal.detail}
+        return {"id": run_id, "status": ended.status, "error": None}
+
+    async def work(runtime: Runtime) -> list[dict[str, Any]]:
+        return [await one(runtime, run_id) for run_id in run_ids]
+
+    rows = operate(work)
+    show(rows, ("id", "status", "error"), as_json=as_json)
+    if failed := sum(row["error"] is not None for row in rows):
+        raise click.ClickException(f"{failed} of {len(rows)} runs could not be cancelled")
+
+
+# --- approvals ----------------------------------------------------------------------------------------------
+
+
+@click.group("approvals")
+def approvals_group() -> None:
+    """Approvals: look, decide."""
+
+
+@approvals_group.command("list")
+@click.option("--status", type=click.Choice([*ApprovalStatus, "all"]), default="pending", show_default=True)
+@click.option("--run", "run_id", type=click.UUID, help="Only of this run.")
+@tenant_option
+@limit_option
+@json_option
+def approvals_list(status: str, run_id: UUID | None, tenant: str | None, limit: int, as_json: bool) -> None:
+    """Newest first; those that wait for somebody, unless another status is named."""
+    wanted = None if status == "all" else status
+
+    async def work(runtime: Runtime) -> list[Approval]:
+        async with runtime.services.db.connection() as conn:
+            return await approvals.recent(conn, tenant, status=wanted, run_id=run_id, limit=limit)
+
+    columns = ("id", "status", "checkpoint_type", "reasons", "run_id", "tenant", "expires_at")
+    show([_approval_row(found) for found in operate(work)], columns, as_json=as_json)
+
+
+@approvals_group.command("show")
+@click.argument("approval_id", metavar="ID", type=click.UUID)
+@tenant_option
+@json_option
+def approvals_show(approval_id: UUID, tenant: str | None, as_json: bool) -> None:
+    """One approval, with the payload or answer under review and its decisions."""
+
+    async def work(runtime: Runtime) -> Approval:
+        return await _approval(runtime, approval_id, tenant)
+
+    _show_one(_approval_row(operate(work)), as_json=as_json)
+
+
+async def _approval(runtime: Runtime, approval_id: UUID, tenant: str | None) -> Approval:
+    async with runtime.services.db.connection() as conn:
+        found = await approvals.find(conn, approval_id)
+    if found is None or tenant not in (None, found.tenant):
+        raise NotFound(f"no such approval: {approval_id}")
+    return found
+
+
+@approvals_group.command("decide")
+@click.argument("approval_id", metavar="ID", type=click.UUID)
+@click.argument("action", type=click.Choice(get_args(Action)))
+@click.option("--reason", help="Needed to reject.")
+@click.option(
+    "--edits", metavar="JSON", help="A merge patch of the payload, or an object with the one member response."
+)
+@click.option("--as", "subject", default=ACTOR, show_default=True, callback=_named, help="Whose decision it is.")
+@tenant_option
+@json_option
+def approvals_decide(
+    approval_id: UUID,
+    action: str,
+    reason: str | None,
+    edits: str | None,
+    subject: str,
+    tenant: str | None,
+    as_json: bool,
+) -> None:
+    """Decide, under the same rules as everybody else."""
+    order = Order(cast(Action, action), _json(edits), reason)
+
+    async def work(runtime: Runtime) -> Decided:
+        found = await _approval(runtime, approval_id, tenant)
+        return await decide(
+            runtime.services, approval_id, order, Principal(subject, found.tenant, "admin"), channel="cli"
+        )
+
+    decided = operate(work).approval
+    row = {"id": decided.id, "status": decided.status, "run_id": decided.run_id}
+    show([row], ("id", "status", "run_id"), as_json=as_json)
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return orjson.loads(text) if text is not None else None
+    except orjson.JSONDecodeError as error:
+        raise click.BadParameter(f"is not JSON: {error}", param_hint="--edits") from None
+
+
+def _approval_row(found: Approval) -> dict[str, Any]:
+    row = {name: getattr(found, name) for name in Approval.__dataclass_fields__ if name != "decisions"}
+    row["reviewers"] = found.reviewers.model_dump(mode="json")
+    row["escalate_to"] = found.escalate_to.model_dump(mode="json") if found.escalate_to else None
+    row["decisions"] = [asdict(decision) for decision in found.decisions]
+    return row
+
+
+# --- the queue ----------------------------------------------------------------------------------------------
+
+
+@click.command()
+@tenant_option
+@json_option
+def queue(tenant: str | None, as_json: bool) -> None:
+    """What waits for what, by tenant."""
+
+    async def work(runtime: Runtime) -> Sequence[dict[str, Any]]:
+        async with runtime.services.db.connection() as conn:
+            return await runs.queue_by_tenant(conn)
+
+    rows = [{"id": row["tenant"], **row} for row in operate(work) if tenant in (None, row["tenant"])]
+    columns = (
+        *("tenant", "queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed"),
+        "oldest_queued_seconds",
+    )
+    show(rows, columns, as_json=as_json)
+
+
+def _show_one(row: dict[str, Any], *, as_json: bool) -> None:
+    """One object, a line a field; JSON documents below each other."""
+    if as_json:
+        show([row], (), as_json=True)
+        return
+    width = max(map(len, row))
+    for name, value in row.items():
+        if isinstance(value, dict | list) and value:
+            click.echo(f"{name}:\n" + "\n".join(f"  {line}" for line in dumps(value).splitlines()))
+        elif value not in (None, [], {}):
+            click.echo(f"{name:<{width}}  {cell(value)}")

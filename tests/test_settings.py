@@ -1,0 +1,86 @@
+"""A bad value stops the process with one line that names the variable, what was given and what is allowed."""
+
+import pytest
+
+from service.settings import SettingsError, load_settings, may_embed, require
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    for name in ("DATABASE_URL", "REDIS_URL", "HITL_SECRET_KEY", "HITL_HOST", "HITL_AUTH", "HITL_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("HITL_PORT", "eighty", "integer"),
+        ("HITL_PORT", "99999", "65535"),
+        ("HITL_MAX_JOBS", "0", "greater than or equal to 1"),
+        ("HITL_AUTH", "maybe", "'required' or 'off'"),
+        ("HITL_LEASE_SECONDS", "-1", "greater"),
+        ("LOG_LEVEL", "LOUD", "'DEBUG'"),
+        ("LOG_FORMAT", "xml", "'json'"),
+        ("HITL_PG_POOLER", "session", "'transaction'"),
+        ("REDIS_URL", "http://here", "redis://"),
+        ("DATABASE_URL", "mysql://here", "postgresql://"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_name_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    line = str(caught.value)
+    assert line.startswith(f"{name}: got ")
+    assert allowed in line
+    assert "\n" not in line
+
+
+def test_a_short_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HITL_SECRET_KEY", "short-secret")
+
+    with pytest.raises(SettingsError, match="32 characters") as caught:
+        load_settings()
+
+    assert "short-secret" not in str(caught.value)
+
+
+def test_auth_off_is_refused_unless_the_listener_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HITL_AUTH", "off")
+    monkeypatch.setenv("HITL_HOST", "0.0.0.0")
+
+    with pytest.raises(SettingsError, match="HITL_AUTH"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("host", "required"), [("127.0.0.1", False), ("::1", False), ("localhost", False), ("::", True)]
+)
+def test_auth_is_required_wherever_others_can_reach(monkeypatch: pytest.MonkeyPatch, host: str, required: bool) -> None:
+    monkeypatch.setenv("HITL_HOST", host)
+
+    assert load_settings().auth_required is required
+    assert load_settings().http_allow == (frozenset() if required else {"loopback"})
+
+
+def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    with open(f"{tmp_path}/.env", "w") as env_file:
+        env_file.write("HITL_PORT=7001\nHITL_MAX_JOBS=7\n")
+    monkeypatch.setenv("HITL_PORT", "7002")
+
+    assert (load_settings().hitl_port, load_settings().hitl_max_jobs) == (7002, 7)
+
+
+def test_a_process_without_urls_says_which_is_missing() -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL: got nothing"):
+        require(load_settings())
+
+
+def test_nothing_is_embedded_on_fly() -> None:
+    assert may_embed({}) is True
+    assert may_embed({"FLY_APP_NAME": "x"}) is False
