@@ -206,6 +206,7 @@ create table workers (
     id         text primary key,
     jobs       integer not null,
     max_jobs   integer not null,
+    lock_id    integer,
     started_at timestamptz not null default now(),
     seen_at    timestamptz not null default now()
 );

@@ -149,7 +149,7 @@ def _load_libc() -> ctypes.CDLL | None:
 _LIBC: Final = _load_libc()
 
 
-def _die_with(parent_pid: int, how: signal.Signals) -> None:
+def die_with(parent_pid: int, how: signal.Signals) -> None:
     """In the child: ask the kernel for a signal when the parent dies (Linux; elsewhere see `_take_lock`)."""
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, int(how), 0, 0, 0)
@@ -172,7 +172,7 @@ class Identity:
 
         def enter() -> None:
             self.enter()
-            _die_with(keeper_pid, how)  # after a change of credentials, which clears it
+            die_with(keeper_pid, how)  # after a change of credentials, which clears it
 
         return subprocess.Popen(
             command,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -121,6 +122,8 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
     async with asyncio.TaskGroup() as group:
         group.create_task(_every(1, "notifier", runtime.services.notifier.run))
         group.create_task(_every(min(settings.hitl_lease_seconds / 4, 3), "heartbeat", beat.once))
+        if settings.hitl_pg_pooler is None or settings.direct_database_url:
+            group.create_task(_every(0.1, "presence", lambda: _be_present(runtime, worker_id)))
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
@@ -147,13 +150,17 @@ class Heartbeat:
     async def once(self) -> None:
         mine = self._orchestrator.leases
         lease_s = self._runtime.settings.hitl_lease_seconds
+        # what is left of the lease: this process must give its runs up before another may take them
+        left_s = self._renewed + 0.9 * lease_s - time.monotonic()
         try:
-            # a frozen or cut-off heartbeat must be noticed within the lease, not after Postgres's patience
-            async with asyncio.timeout(lease_s / 2), self._runtime.services.db.connection() as conn:
+            async with (
+                asyncio.timeout(max(0.1, min(left_s, lease_s / 2))),
+                self._runtime.services.db.connection() as conn,
+            ):
                 kept = await runs.renew(conn, mine, lease_s=lease_s) if mine else set()
                 await workers.beat(conn, self._worker_id, jobs=len(mine), max_jobs=self._runtime.settings.hitl_max_jobs)
         except (Unavailable, TimeoutError):
-            if time.monotonic() - self._renewed > lease_s:
+            if time.monotonic() - self._renewed > 0.8 * lease_s:
                 self._drop(mine)
             return
         self._renewed = time.monotonic()
@@ -162,6 +169,19 @@ class Heartbeat:
     def _drop(self, lost: list[tuple[UUID, int]]) -> None:
         for run_id, token in lost:
             self._orchestrator.drop(run_id, token)
+
+
+async def _be_present(runtime: Runtime, worker_id: str) -> None:
+    """Hold this process's session lock until its connection ends: when the process dies, the kernel ends it,
+    and the next sweep anywhere takes its runs over without waiting for their leases."""
+    ended = asyncio.Event()
+    try:
+        async with runtime.services.db.session(runtime.settings.direct_database_url) as conn:
+            conn.add_termination_listener(lambda _: ended.set())
+            await workers.hold(conn, worker_id, secrets.randbits(31), max_jobs=runtime.settings.hitl_max_jobs)
+            await ended.wait()
+    except Unavailable:
+        return
 
 
 async def _sweep(runtime: Runtime) -> None:

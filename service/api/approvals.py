@@ -122,8 +122,9 @@ async def _one_of_many(call: Call, item: Any) -> dict[str, Any]:
 async def _decide(call: Call, body: DecisionRequest, approval_id: UUID, *, run_id: UUID | None = None) -> Reply:
     assert body.action is not None
     for given in (body.run_id, body.runId):
-        if given is not None and run_id is None:
-            run_id = _known(given)
+        if given is not None and run_id not in (None, _known(given)):
+            raise NotFound("no such approval of this run")
+        run_id = run_id or (_known(given) if given is not None else None)
     order = Order(body.action, body.edits, body.reason, body.payload_sha256)
     decided = await commands.decide(call.services, approval_id, order, call.principal, run_id=run_id)
     headers = {"Idempotent-Replayed": "true"} if decided.replayed else {}

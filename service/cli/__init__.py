@@ -45,8 +45,8 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
         status = hitl.main(list(arguments), prog_name="hitl", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return WRONG_USAGE
+        click.echo(error.format_message())
+        return _fail("a command is missing", WRONG_USAGE)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "hitl"
         return _fail(f"{error.format_message()} (see {where} --help)", WRONG_USAGE)
@@ -65,6 +65,8 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
 
 
 def _line(error: Exception) -> str:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     match error:
         case click.ClickException():
             return error.format_message()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from service.embedded import Servers, lease
+from service.embedded import LINGER_S, Servers, lease
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings, load_settings, may_embed, require
 from service.store.migrate import migrate
@@ -75,13 +75,17 @@ async def _operate(servers: Stack, work: Callable[[Runtime], Awaitable[T]]) -> T
 
 
 def await_gone(data_dir: Path) -> None:
-    """Wait until nothing of the embedded servers is left, or somebody else seems to hold them.
+    """Wait until nothing of the embedded servers is left, or it is clear that somebody else holds them.
 
-    The keeper holds its lock as long as it lives, and outlives both servers.
+    The keeper outlives both servers, and holds its lock as long as it lives; its socket goes when it leaves.
     """
     path = data_dir / "keeper.lock"
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while path.exists() and _locked(path) and time.monotonic() < deadline:
+    start = time.monotonic()
+    while path.exists() and _locked(path):
+        waited_s = time.monotonic() - start
+        serves = (data_dir / "run" / "keeper.sock").exists()
+        if waited_s > GONE_WITHIN_S or (serves and waited_s > LINGER_S + 1):
+            return
         time.sleep(0.05)
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import click
 import orjson
 
+from service.api.views import approval_view, run_view
 from service.cli.embed import operate
 from service.cli.output import cell, dumps, json_option, show
 from service.commands.approvals import Decided, decide
@@ -22,6 +23,7 @@ from service.domain.run import Run, RunStatus
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
 from service.store import approvals, events, keys, runs
+from service.store.database import Conn
 
 TAIL_EVERY_S: Final = 0.5
 PAGE: Final = 500
@@ -51,13 +53,13 @@ def keys_group() -> None:
 @click.option("--role", required=True, type=click.Choice(get_args(Role)))
 @click.option("--tenant", default="default", show_default=True, callback=_named)
 @click.option("--subject", callback=_named, help="Who acts with it; default: the name.")
-@click.option("--group", "groups", multiple=True, callback=lambda _, __, value: value, help="May be repeated.")
+@click.option("--group", "groups", multiple=True, help="May be repeated.")
 @click.option("--expires-in", type=click.IntRange(1, 100 * YEAR_S), metavar="SECONDS")
 def keys_create(
     name: str, role: str, tenant: str, subject: str | None, groups: tuple[str, ...], expires_in: int | None
 ) -> None:
     """Make a key and print it: once, alone on standard output."""
-    wanted = NewKey(name, cast(Role, role), tenant, subject, groups, expires_in)
+    wanted = NewKey(name, cast("Role", role), tenant, subject, groups, expires_in)
 
     async def work(runtime: Runtime) -> str:
         _, secret = await create_key(runtime.services.db, runtime.services.keyring, wanted)
@@ -98,7 +100,9 @@ def runs_group() -> None:
 
 
 @runs_group.command("list")
-@click.option("--status", "statuses", multiple=True, type=click.Choice(list(RunStatus)), help="May be repeated.")
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice([s.value for s in RunStatus]), help="May be repeated."
+)
 @click.option("--user", help="Only of this user_id.")
 @click.option("--session", help="Only of this session_id.")
 @click.option("--provider", help="Only of this provider.")
@@ -121,8 +125,14 @@ def runs_list(
         async with runtime.services.db.connection() as conn:
             return await runs.recent(conn, tenant, wanted, limit=limit)
 
-    columns = ("id", "status", "step", "provider", "tenant", "user_id", "session_id", "created_at")
-    show([asdict(run) for run in operate(work)], columns, as_json=as_json)
+    columns = ("id", "status", "current_step", "provider", "tenant", "user_id", "session_id", "created_at")
+    show([_run_row(run) for run in operate(work)], columns, as_json=as_json)
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    """The run's hot row, named as over HTTP."""
+    same = ("tenant", "status", "provider", "user_id", "session_id", "priority", "created_at", "updated_at", "error")
+    return {"id": run.id, "run_id": run.id, "current_step": run.step, **{name: getattr(run, name) for name in same}}
 
 
 @runs_group.command("show")
@@ -138,22 +148,10 @@ def runs_show(run_id: UUID, tenant: str | None, as_json: bool) -> None:
 async def _whole_run(runtime: Runtime, run_id: UUID, tenant: str | None) -> dict[str, Any]:
     async with runtime.services.db.connection() as conn:
         run = await _run(conn, run_id, tenant)
-        docs = await runs.documents(conn, run_id)
-        waiting = await approvals.open_of_run(conn, run_id)
-        steps = await runs.steps(conn, run_id)
-    return {
-        **asdict(run),
-        "run_input": docs.run_input,
-        "hitl_config": docs.config.model_dump(mode="json"),
-        "payload": docs.payload,
-        "raw_response": docs.raw_response,
-        "result": docs.result,
-        "step_history": [asdict(step) for step in steps],
-        "pending_actions": [{"id": a.id, "checkpoint_type": a.checkpoint_type, "reasons": a.reasons} for a in waiting],
-    }
+    return {"id": run_id, **(await run_view(runtime.services, run.tenant, run_id) or {})}
 
 
-async def _run(conn: Any, run_id: UUID, tenant: str | None) -> Run:
+async def _run(conn: Conn, run_id: UUID, tenant: str | None) -> Run:
     run = await runs.find(conn, run_id)
     if run is None or tenant not in (None, run.tenant):
         raise NotFound(f"no such run: {run_id}")
@@ -231,7 +229,9 @@ def approvals_group() -> None:
 
 
 @approvals_group.command("list")
-@click.option("--status", type=click.Choice([*ApprovalStatus, "all"]), default="pending", show_default=True)
+@click.option(
+    "--status", type=click.Choice([*(s.value for s in ApprovalStatus), "all"]), default="pending", show_default=True
+)
 @click.option("--run", "run_id", type=click.UUID, help="Only of this run.")
 @tenant_option
 @limit_option
@@ -289,7 +289,7 @@ def approvals_decide(
     as_json: bool,
 ) -> None:
     """Decide, under the same rules as everybody else."""
-    order = Order(cast(Action, action), _json(edits), reason)
+    order = Order(cast("Action", action), _json(edits), reason)
 
     async def work(runtime: Runtime) -> Decided:
         found = await _approval(runtime, approval_id, tenant)
@@ -310,11 +310,7 @@ def _json(text: str | None) -> Any:
 
 
 def _approval_row(found: Approval) -> dict[str, Any]:
-    row = {name: getattr(found, name) for name in Approval.__dataclass_fields__ if name != "decisions"}
-    row["reviewers"] = found.reviewers.model_dump(mode="json")
-    row["escalate_to"] = found.escalate_to.model_dump(mode="json") if found.escalate_to else None
-    row["decisions"] = [asdict(decision) for decision in found.decisions]
-    return row
+    return {"id": found.id, "tenant": found.tenant, **approval_view(found)}
 
 
 # --- the queue ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON arr
 
 def dumps(value: Any) -> str:
     """Indented JSON; times in UTC with `Z`."""
-    return orjson.dumps(value, option=_JSON).decode()
+    return orjson.dumps(value, option=_JSON, default=str).decode()  # str: asyncpg has a UUID of its own
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool) -> None:
@@ -35,7 +35,7 @@ def show(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool) -> None:
         console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in (columns, *cells):
+    for line in [list(columns), *cells]:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 

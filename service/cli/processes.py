@@ -18,7 +18,7 @@ import click
 import httpx2
 
 from service.cli.embed import Stack, await_gone, migration_url, stack
-from service.embedded import _die_with as die_with
+from service.embedded import die_with as die_with
 from service.settings import Settings
 from service.store.migrate import migrate
 

@@ -3,6 +3,7 @@
 Several workers sweep at once; rows are locked with SKIP LOCKED, and each use case checks again under its lock.
 """
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
@@ -19,6 +20,7 @@ from service.store.database import Conn
 
 BATCH: Final = 200
 LOST_AFTER_S: Final = 3.0
+SECOND_LOOK_S: Final = 0.5
 
 log = get_logger("commands.timers")
 
@@ -46,17 +48,33 @@ async def sweep(services: Services) -> Counter[str]:
 async def recover_abandoned(services: Services) -> int:
     """Take over runs whose worker fell silent: a new token refuses whatever it may still write."""
     after = After.nothing()
+    dead = await dead_workers(services)
     async with services.db.transaction() as conn:
-        abandoned = await runs.lock_abandoned(conn, limit=BATCH)
+        abandoned = await runs.lock_abandoned(conn, dead=dead, limit=BATCH)
         now = services.db.now()
         for run in abandoned:
-            after.wake.append(await _taken_over(conn, run, now))
+            cause = "worker_died" if run.worker_id in dead else "worker_silent"
+            after.wake.append(await _taken_over(conn, run, now, cause))
             after.changed.append(run.id)
+        if len(abandoned) < BATCH:
+            for worker_id in dead:
+                await workers.leave(conn, worker_id)
     await carry_out(services, after)
     for run in abandoned:
         await services.queue.forget(job_id(run.id, run.fencing_token - 1))
         log.warning("run.recovered", run_id=str(run.id), tenant=run.tenant, step=run.step, worker=run.worker_id)
     return len(abandoned)
+
+
+async def dead_workers(services: Services) -> set[str]:
+    """Workers whose session lock is free. Looked at twice: a connection that only broke is back in a moment."""
+    async with services.db.connection() as conn:
+        suspects = await workers.dead(conn)
+    if not suspects:
+        return suspects
+    await asyncio.sleep(SECOND_LOOK_S)
+    async with services.db.connection() as conn:
+        return suspects & await workers.dead(conn)
 
 
 async def end_overdue(services: Services) -> int:
@@ -113,9 +131,10 @@ async def release_lines(services: Services) -> int:
     return len(after.wake)
 
 
-async def _taken_over(conn: Conn, run: Run, now: datetime) -> Run:
+async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str) -> Run:
     assert run.lease_until is not None
-    data = {"worker": run.worker_id, "stood_still_ms": ms_between(run.updated_at, now), "step": run.step}
+    stood_still_ms = ms_between(run.updated_at, now)
+    data = {"worker": run.worker_id, "cause": cause, "stood_still_ms": stood_still_ms, "step": run.step}
     facts = [Fact(EventType.RUN_RECOVERED, "system", data)]
     if run.status is RunStatus.PAUSED:  # it stays paused; only the dead worker's hold ends
         ready = replace(run, lease_until=None, worker_id=None, fencing_token=run.fencing_token + 1)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from service.domain import schema as schemas
-from service.domain.canonical import NotCanonical, payload_sha256
+from service.domain.canonical import NotCanonical, payload_sha256, same
 from service.domain.patch import merge_patch
 from service.domain.payload import missing
 from service.domain.policy import Checkpoint, EscalateTo, OnTimeout, Reviewers
@@ -139,13 +139,16 @@ def may_decide(approval: Approval, principal: Principal) -> None:
 
 
 def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
-    """Whether this actor repeats the very answer that was already taken from them."""
-    return any(
-        d.actor == principal.subject
-        and d.action == order.action
-        and d.edits == order.edits
-        and d.reason == order.reason
-        for d in approval.decisions
+    """Whether this actor repeats the answer of theirs that stands; one to an earlier payload stands no more."""
+    if approval.status in (ApprovalStatus.EXPIRED, ApprovalStatus.CANCELLED):
+        return False
+    answers = _standing(approval.decisions) if approval.is_open else approval.decisions
+    mine = [d for d in answers if d.actor == principal.subject]
+    return bool(
+        mine
+        and mine[-1].action == order.action
+        and mine[-1].reason == order.reason
+        and same(mine[-1].edits, order.edits)
     )
 
 
@@ -181,6 +184,8 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
     _check_not_repeated(approval, decision)
     status = _status_after(approval, decision)
     context = {**approval.context, "payload": payload, "payload_sha256": sha} if changed else approval.context
+    if not changed and _has_response(order.edits):
+        context = {**approval.context, "output": order.edits["response"]}
     after = replace(
         approval,
         status=status,
@@ -191,9 +196,7 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
         decisions=(*approval.decisions, decision),
         version=approval.version + 1,
     )
-    given = isinstance(order.edits, Mapping) and "response" in order.edits and not changed
-    response = order.edits["response"] if given else None
-    return Verdict(after, decision, payload, response, has_response=given)
+    return _verdict(after, decision, payload)
 
 
 def silent_verdict(approval: Approval, *, now: datetime) -> Verdict:
@@ -205,7 +208,7 @@ def silent_verdict(approval: Approval, *, now: datetime) -> Verdict:
         decision = Decision(TIMEOUT_ACTOR, "reject", None, None, now, "timeout", approval.payload_sha256)
         status, decisions = ApprovalStatus.EXPIRED, approval.decisions
     after = replace(approval, status=status, decided_at=now, decisions=decisions, version=approval.version + 1)
-    return Verdict(after, decision, approval.context.get("payload"))
+    return _verdict(after, decision, approval.context.get("payload"))
 
 
 def escalates(approval: Approval) -> bool:
@@ -281,6 +284,7 @@ def _patchable(approval: Approval) -> frozenset[str]:
 
 def _check_shape(approval: Approval, order: Order) -> None:
     checkpoint = approval.checkpoint_type
+    asks_outcome = checkpoint == Checkpoint.OUTCOME_UNKNOWN and approval.run_id is not None
     if order.action == "reject" and not (order.reason or "").strip():
         raise Invalid("a rejection needs a reason", errors=[{"pointer": "/reason", "message": "is required"}])
     if order.action == "retry" and (approval.run_id is None or checkpoint not in _RETRYABLE):
@@ -291,11 +295,18 @@ def _check_shape(approval: Approval, order: Order) -> None:
         if checkpoint not in _patchable(approval) and not _has_response(order.edits):
             message = "must be an object with the one member response"
             raise Invalid("edits do not fit the checkpoint", errors=[{"pointer": "/edits", "message": message}])
-    elif order.edits not in (None, {}) and not (checkpoint == Checkpoint.OUTCOME_UNKNOWN and order.action == "approve"):
+    elif order.edits not in (None, {}) and not (asks_outcome and order.action == "approve"):
         raise Invalid("edits go with the action edit", errors=[{"pointer": "/edits", "message": "not allowed here"}])
-    if checkpoint == Checkpoint.OUTCOME_UNKNOWN and order.action == "approve" and not _has_response(order.edits):
+    if asks_outcome and order.action == "approve" and not _has_response(order.edits):
         message = "is required: what came of the call"
         raise Invalid("the outcome is needed", errors=[{"pointer": "/edits/response", "message": message}])
+
+
+def _verdict(after: Approval, decision: Decision, payload: Any) -> Verdict:
+    """With the outcome that was given last, by whichever reviewer, where the approval asks for one."""
+    lets_through = decision.action in ("approve", "edit") and after.checkpoint_type not in _patchable(after)
+    given = [d.edits["response"] for d in after.decisions if _has_response(d.edits)] if lets_through else []
+    return Verdict(after, decision, payload, given[-1] if given else None, has_response=bool(given))
 
 
 def _bad_action(message: str) -> Invalid:
@@ -313,14 +324,19 @@ def _payload_after(approval: Approval, order: Order) -> Any:
         return payload
     if order.action == "edit":
         payload = merge_patch(payload, _patch_of(order.edits, payload))
-    goes_on = order.action in ("approve", "edit")
-    if goes_on and approval.run_id is not None:
+    if order.action in ("approve", "edit"):
+        _check_fits(approval, payload)
+    return payload
+
+
+def _check_fits(approval: Approval, payload: Any) -> None:
+    """Raises `InvalidPayload`. A client's own approval is held to its schema, where it has one, and to no more."""
+    if approval.run_id is not None:
         check_payload(payload, approval.schema)
-    elif goes_on and approval.schema is not None:
+    elif approval.schema is not None:
         errors = [{"pointer": v.pointer, "message": v.message} for v in schemas.violations(approval.schema, payload)]
         if errors:
             raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
-    return payload
 
 
 def _patch_of(edits: Any, payload: Any) -> Any:
@@ -333,10 +349,19 @@ def _patch_of(edits: Any, payload: Any) -> Any:
 
 
 def _check_not_repeated(approval: Approval, decision: Decision) -> None:
-    for earlier in approval.decisions:
-        same = earlier.actor == decision.actor and earlier.payload_sha256 == decision.payload_sha256
-        if same and decision.action == "approve":
-            raise Conflict("you have already given your answer to this payload")
+    *earlier, _ = _standing((*approval.decisions, decision))
+    if decision.action == "approve" and any(d.actor == decision.actor for d in earlier):
+        raise Conflict("you have already given your answer to this payload")
+
+
+def _standing(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """The answers to what is under review now: an edit, or another outcome than was given before, starts anew."""
+    start = 0
+    for n in range(1, len(decisions)):
+        other = bool(decisions[n].edits) and not same(decisions[n].edits, decisions[n - 1].edits)
+        if decisions[n].action == "edit" or other:
+            start = n
+    return decisions[start:]
 
 
 def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
@@ -346,8 +371,7 @@ def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
         case "retry":
             return ApprovalStatus.RETRIED
         case "approve" | "edit":
-            votes = {d.actor for d in approval.decisions if d.payload_sha256 == decision.payload_sha256}
-            votes.add(decision.actor)
+            votes = {d.actor for d in _standing((*approval.decisions, decision))}
             if len(votes) < approval.reviewers.quorum:
                 return ApprovalStatus.PENDING
             edited = approval.edited or decision.action == "edit"
@@ -356,13 +380,14 @@ def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
 
 def _silence_may_approve(approval: Approval) -> bool:
     """Never where something is missing, was refused by the provider, or has an outcome that nobody knows."""
-    if approval.checkpoint_type in (Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN):
+    own = approval.run_id is None
+    if not own and approval.checkpoint_type in (Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN):
         return False
     if any(reason.startswith("missing.") for reason in approval.reasons):
         return False
     try:
-        if approval.run_id is not None and approval.checkpoint_type in _PAYLOAD_CHECKPOINTS:
-            check_payload(approval.context.get("payload"), approval.schema)
+        if approval.checkpoint_type in _patchable(approval):
+            _check_fits(approval, approval.context.get("payload"))
     except InvalidPayload:
         return False
     return True

@@ -92,6 +92,22 @@ class Database:
         async with self.connection() as conn, conn.transaction():
             yield conn
 
+    @asynccontextmanager
+    async def session(self, url: str | None = None) -> AsyncIterator[Conn]:
+        """A connection of its own beside the pool, for what lives as long as a session. Raises `Unavailable`."""
+        try:
+            conn = await asyncpg.connect(
+                url or self._url, timeout=5, server_settings={"application_name": f"{self._application}-session"}
+            )
+        except _AWAY as error:
+            raise Unavailable from error
+        try:
+            yield conn
+        except _AWAY as error:
+            raise Unavailable from error
+        finally:
+            conn.terminate()
+
     async def _init(self, conn: Conn) -> None:
         for kind in ("json", "jsonb"):
             mark = b"\x01" if kind == "jsonb" else b""

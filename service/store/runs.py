@@ -1,6 +1,6 @@
 """Rows of `runs`, `run_documents` and `steps`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -232,10 +232,14 @@ async def renew(conn: Conn, leases: Sequence[tuple[UUID, int]], *, lease_s: floa
     return {(row["id"], row["fencing_token"]) for row in rows}
 
 
-async def lock_abandoned(conn: Conn, *, limit: int) -> list[Run]:
-    """Runs whose worker fell silent for a lease's length."""
+async def lock_abandoned(conn: Conn, *, dead: Collection[str], limit: int) -> list[Run]:
+    """Runs whose worker fell silent for a lease's length, or is known to be dead."""
     rows = await conn.fetch(
-        "select * from runs where lease_until < now() order by lease_until limit $1 for update skip locked",
+        """
+        select * from runs where lease_until is not null and (lease_until < now() or worker_id = any($1))
+        order by lease_until limit $2 for update skip locked
+        """,
+        list(dead),
         limit,
     )
     return [of_row(row) for row in rows]

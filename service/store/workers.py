@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from service.store.database import Conn
+
+LOCK_CLASS: Final = 0x4849544C
+RESTART_GRACE: Final = timedelta(seconds=5)
 
 
 async def beat(conn: Conn, worker_id: str, *, jobs: int, max_jobs: int) -> None:
@@ -17,6 +20,37 @@ async def beat(conn: Conn, worker_id: str, *, jobs: int, max_jobs: int) -> None:
         jobs,
         max_jobs,
     )
+
+
+async def hold(conn: Conn, worker_id: str, lock_id: int, *, max_jobs: int) -> None:
+    """Hold a session lock that the kernel ends with this process, and say which it is."""
+    await conn.execute("select pg_advisory_lock($1, $2)", LOCK_CLASS, lock_id)
+    await conn.execute(
+        """
+        insert into workers (id, jobs, max_jobs, lock_id) values ($1, 0, $2, $3)
+        on conflict (id) do update set lock_id = excluded.lock_id, seen_at = now()
+        """,
+        worker_id,
+        max_jobs,
+        lock_id,
+    )
+
+
+async def dead(conn: Conn) -> set[str]:
+    """Workers that held a lock and hold it no more. None while Postgres itself has only just started,
+    since then nobody has had the time to take theirs again."""
+    rows = await conn.fetch(
+        """
+        select id from workers w where lock_id is not null
+          and pg_postmaster_start_time() < now() - $2::interval
+          and not exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and granted
+               and classid = $1::int8::oid and objid = w.lock_id::int8::oid
+               and database = (select oid from pg_database where datname = current_database()))
+        """,
+        LOCK_CLASS,
+        RESTART_GRACE,
+    )
+    return {row["id"] for row in rows}
 
 
 async def leave(conn: Conn, worker_id: str) -> None:
