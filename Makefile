@@ -37,7 +37,7 @@ test: setup ## format, lint, types, import contracts, then the tests (ARGS go to
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

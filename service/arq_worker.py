@@ -84,6 +84,7 @@ class Worker(arq.worker.Worker):
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         if not self.allow_pick_jobs:
             return  # the second signal of an impatient supervisor changes nothing
+        log.info("worker.draining", signal=signum.name)
         if DRAINING in self.ctx:
             self.ctx[DRAINING].set()
         super().handle_sig_wait_for_completion(signum)

@@ -85,6 +85,10 @@ class ApprovalCancelled(Conflict):
     code, title = "approval_cancelled", "The approval was cancelled"
 
 
+class ApprovalClaimed(Conflict):
+    code, title = "approval_claimed", "Somebody else has claimed the approval"
+
+
 class PayloadChanged(Conflict):
     code, title = "payload_changed", "The payload is not the one that was reviewed"
 

@@ -38,6 +38,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "worker.poll_failed": "Redis did not answer; the worker tries again",
     "worker.task_failed": "a background task of the worker failed and goes on",
     "sweep.finished": "one sweep that found something: counts",
+    "sweep.part_failed": "a part of a sweep met a fault; the rest of it went on",
     "migrate.applied": "a migration was applied",
     "lib": "a line of a library at WARNING or above",
 }

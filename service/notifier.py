@@ -2,6 +2,7 @@
 whoever is hinted at looks into Postgres. With Redis away, followers poll slowly."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
@@ -17,6 +18,7 @@ CHANNEL: Final = "hitl:changed"
 STOP: Final = "stop:"
 RECONNECT_S: Final = 0.5
 SEND_TIMEOUT_S: Final = 1.0
+AWAY_S: Final = 0.5
 SLOW_POLL_S: Final = 1.0
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class Notifier:
         self._redis = redis
         self._followers: dict[UUID, set[asyncio.Event]] = {}
         self._stops: list[Callable[[UUID], None]] = []
+        self._away_until = 0.0
 
     async def notify(self, subject: UUID) -> None:
         """Say that a run or an approval changed. Call it after the commit; a failure is only a delay."""
@@ -87,10 +90,13 @@ class Notifier:
         self._stops.append(heard)
 
     async def _publish(self, message: str) -> None:
+        if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
+            return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await self._redis.publish(CHANNEL, message)
         except (RedisError, OSError, TimeoutError) as error:
+            self._away_until = time.monotonic() + AWAY_S
             log.warning("notify.failed", error=type(error).__name__)
 
     def _heard(self, data: bytes) -> None:

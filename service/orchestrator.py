@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from structlog.contextvars import bind_contextvars
+
 from service.commands.callbacks import callback_url
 from service.commands.context import After, Services, carry_out, finish, queued
 from service.domain import attachments, form, patch, payload, policy
@@ -81,6 +83,7 @@ class HITLOrchestrator:
         run = await self._claim(run_id)
         if run is None:
             return "nothing_due"
+        bind_contextvars(**_origin(run))  # the job's own task: it ends with the job
         task = asyncio.current_task()
         assert task is not None
         self._live[run_id] = (run.fencing_token, task)
@@ -102,7 +105,8 @@ class HITLOrchestrator:
             await self._fail(run_id, run.fencing_token)
             return "internal_error"
         finally:
-            self._live.pop(run_id, None)
+            if self._live.get(run_id) == (run.fencing_token, task):  # else a later claim of this process holds it
+                del self._live[run_id]
 
     async def _claim(self, run_id: UUID) -> Run | None:
         try:
@@ -266,7 +270,8 @@ class HITLOrchestrator:
             if sha256_hex(body) != run.payload_sha256 or payload.missing(held.docs.payload, _schema(held.docs)):
                 raise RuntimeError("the payload is not the one that was let through")
             sent_before = await calls.tries(conn, run.id)
-            call = _again(action.again) if action.again else self._first(held, run, now)
+            limit = timedelta(seconds=held.provider.timeout_s(held.docs.tool_config))
+            call = _again(action.again, now + limit) if action.again else _first(run, now, now + limit)
             await calls.intend(conn, call)
             data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
             facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
@@ -288,16 +293,6 @@ class HITLOrchestrator:
             callback_url=callback_url(self._services, run.id, call.number),
             timeout_s=max(0.001, (call.deadline_at - self._services.db.now()).total_seconds()),
         )
-
-    def _first(self, held: Held, run: Run, now: datetime) -> ProviderCall:
-        assert run.payload_sha256 is not None
-        limit = timedelta(seconds=held.provider.timeout_s(held.docs.tool_config))
-        return ProviderCall(
-            run_id=run.id, number=run.call_no, tenant=run.tenant, idempotency_key=f"{run.id}-{run.call_no}",
-            payload_sha256=run.payload_sha256, status=CallStatus.INTENT, tries=1, provider_ref=None,
-            started_at=now, finished_at=None, deadline_at=now + limit, output=None, raw=None, issues=None,
-            problem=None, quality=None, safety_flags=(), cost_usd=None,
-        )  # fmt: skip
 
     async def _settle(self, held: Held, outcome: Outcome, took_ms: int) -> str | None:
         """Write what came of one try, and what it means for the run."""
@@ -428,6 +423,12 @@ class HITLOrchestrator:
             log.info("step.finished", run_id=str(run.id), tenant=run.tenant, step=done.step)
 
 
+def _origin(run: Run) -> dict[str, str]:
+    """The ids of the request that started the run, for this job's log lines."""
+    trace_id = run.traceparent.split("-")[1] if run.traceparent else None
+    return {name: value for name, value in (("request_id", run.request_id), ("trace_id", trace_id)) if value}
+
+
 def material(run_input: Mapping[str, Any]) -> payload.Material:
     """What a payload is made of, out of a run's input."""
     given = tuple(
@@ -490,9 +491,25 @@ def _schema(docs: Documents) -> Any:
     return (docs.description or {}).get("schema")
 
 
-def _again(call: ProviderCall) -> ProviderCall:
-    """The next try of the same call, under the same idempotency key."""
-    return replace(call, status=CallStatus.INTENT, tries=call.tries + 1, finished_at=None, problem=None)
+def _first(run: Run, now: datetime, deadline_at: datetime) -> ProviderCall:
+    assert run.payload_sha256 is not None
+    return ProviderCall(
+        run_id=run.id, number=run.call_no, tenant=run.tenant, idempotency_key=f"{run.id}-{run.call_no}",
+        payload_sha256=run.payload_sha256, status=CallStatus.INTENT, tries=1, provider_ref=None,
+        started_at=now, finished_at=None, deadline_at=deadline_at, output=None, raw=None, issues=None,
+        problem=None, quality=None, safety_flags=(), cost_usd=None,
+    )  # fmt: skip
+
+
+def _again(call: ProviderCall, deadline_at: datetime) -> ProviderCall:
+    """The next try of the same call, under the same idempotency key.
+
+    A try that had no effect is over, and the next has its own time; one that nobody knows of goes on.
+    """
+    ends = deadline_at if call.status is CallStatus.RETRY else call.deadline_at
+    return replace(
+        call, status=CallStatus.INTENT, tries=call.tries + 1, finished_at=None, problem=None, deadline_at=ends
+    )
 
 
 def _told(run: Run, call: ProviderCall, took_ms: int) -> list[Fact]:

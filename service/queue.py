@@ -4,6 +4,7 @@ Everything here may fail or be lost: the state is committed before, and the swee
 """
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -27,6 +28,7 @@ QUEUE_NAME: Final = "hitl:queue"
 WAKE_CHANNEL: Final = "hitl:wake"
 EXPIRES_EXTRA_MS: Final = 30 * 86_400_000
 SEND_TIMEOUT_S: Final = 1.0
+AWAY_S: Final = 0.5
 _DAY: Final = timedelta(days=1)
 _DECIDED_FIRST: Final = 40 * _DAY
 
@@ -84,6 +86,7 @@ class RunQueue:
     def __init__(self, redis: ArqRedis, *, horizon_s: float) -> None:
         self._redis = redis
         self._horizon = timedelta(seconds=horizon_s)
+        self._away_until = 0.0
 
     async def wake(self, run: Run) -> bool:
         """Send the wake-up of a run that is due, now or inside the horizon. Enqueue only after the commit.
@@ -113,10 +116,13 @@ class RunQueue:
 
     async def stuck(self, name: str) -> bool:
         """Whether arq counts this job as running. Its worker may have died between arq's mark and our claim."""
+        if time.monotonic() < self._away_until:
+            return False
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 return bool(await self._redis.exists(in_progress_key_prefix + name))
         except (RedisError, OSError, TimeoutError):
+            self._away_until = time.monotonic() + AWAY_S
             return False
 
     async def forget(self, name: str) -> None:
@@ -142,6 +148,8 @@ class RunQueue:
         return now - (_DECIDED_FIRST if started else (run.priority + 10) * _DAY)
 
     async def _send(self, function: str, *args: Any, name: str, at: datetime) -> bool:
+        if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
+            return False
         expires = max(timedelta(0), at - datetime.now(UTC)) + timedelta(milliseconds=EXPIRES_EXTRA_MS)
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -150,5 +158,6 @@ class RunQueue:
                     await self._redis.publish(WAKE_CHANNEL, b"1")
                 return job is not None
         except (RedisError, OSError, TimeoutError) as error:
+            self._away_until = time.monotonic() + AWAY_S
             log.warning("queue.wake_failed", error=type(error).__name__)
             return False

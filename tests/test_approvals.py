@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +23,7 @@ from service.domain.policy import HitlConfig
 from service.domain.principal import Principal
 from service.domain.run import Run, RunStatus
 from service.embedded import Servers
-from service.errors import AlreadyDecided, ApprovalExpired, HitlError, NotAReviewer, RunPaused
+from service.errors import AlreadyDecided, AmbiguousApproval, ApprovalExpired, HitlError, NotAReviewer, RunPaused
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime
 from service.store import approvals, runs
@@ -793,6 +794,7 @@ async def test_a_checkpoint_has_its_own_rules(client: httpx2.AsyncClient) -> Non
         {"checkpoints": {"no_such_checkpoint": {}}},
         {"reviewers": {"users": ["ann"], "quorum": 2}},
         {"reviewers": {"users": ["ann", "ann"], "quorum": 2}},
+        {"on_timeout": "escalate", "escalate_to": {"users": ["boss"]}, "reviewers": {"quorum": 2}},
         {"reviewers": {"quorum": 0}},
         {"reviewers": {"quorum": 11}},
         {"timeout_seconds": 0.5},
@@ -1136,6 +1138,17 @@ async def test_out_of_time_is_out_of_time_before_any_timer_fired(empty: Runtime)
     assert not await commands.expire(empty.services, approval.id)
 
 
+async def test_with_two_approvals_open_the_answer_must_name_its_own(empty: Runtime) -> None:
+    approval = await waiting_inside(empty)
+    assert approval.run_id is not None
+    assert await commands.only_open(empty.services, approval.run_id, DEV) == approval.id
+    async with empty.services.db.transaction() as conn:
+        await approvals.insert(conn, replace(approval, id=uuid4(), checkpoint_type="information_review"))
+
+    with pytest.raises(AmbiguousApproval):
+        await commands.only_open(empty.services, approval.run_id, DEV)
+
+
 async def test_a_timer_that_fires_early_does_nothing(empty: Runtime) -> None:
     approval = await waiting_inside(empty)
 
@@ -1265,3 +1278,27 @@ async def test_a_programs_question_may_wait_for_a_group(empty: Runtime) -> None:
     )
     assert isinstance(decided, Decided)
     assert (decided.run, parse_id(str(decided.approval.id))) == (None, approval.id)
+
+
+async def test_a_claim_keeps_others_from_deciding_until_it_is_let_go(client: httpx2.AsyncClient) -> None:
+    run_id = await start(client, run_body(echo(), policy="require_human"))
+    approval_id = (await at(client, run_id, "information_review"))["approval_id"]
+    ann, bob = {"X-HITL-Actor": "ann"}, {"X-HITL-Actor": "bob"}
+    url = f"/hitl/approvals/{approval_id}"
+
+    claimed = (await client.post(f"{url}/claim", headers=ann)).json()
+    again = await client.post(f"{url}/claim", headers=ann)
+    others = await client.post(f"{url}/claim", headers=bob)
+    decided = await client.post(f"{url}/decision", json={"action": "approve"}, headers=bob)
+    let_go_by_other = await client.post(f"{url}/release", headers=bob)
+
+    assert (claimed["claimed_by"], again.status_code) == ("ann", 200)
+    assert again.json()["claimed_until"] > claimed["claimed_until"]
+    assert (others.status_code, others.json()["code"]) == (409, "approval_claimed")
+    assert (decided.status_code, decided.json()["code"]) == (409, "approval_claimed")
+    assert decided.json()["approval"]["claimed_by"] == "ann"
+    assert let_go_by_other.status_code == 403
+
+    assert (await client.post(f"{url}/release", headers=ann)).json()["claimed_by"] is None
+    assert (await client.post(f"{url}/decision", json={"action": "approve"}, headers=bob)).status_code == 200
+    assert (await client.post(f"{url}/claim", headers=ann)).json()["code"] == "approval_already_decided"

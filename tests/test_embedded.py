@@ -263,6 +263,7 @@ def test_never_on_fly(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_secret_is_stable_and_ours_alone(data: Path) -> None:
     with lease(data) as before:
         os.kill(before.keeper_pid, signal.SIGTERM)
+        eventually(lambda: not alive(before.keeper_pid))
     with lease(data) as after:
         assert after.secret_key == before.secret_key
         assert after.keeper_pid != before.keeper_pid

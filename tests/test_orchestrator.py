@@ -21,7 +21,7 @@ from service.commands.timers import sweep
 from service.domain.approval import Approval, Order
 from service.domain.call import Description, Outcome
 from service.domain.ids import job_id
-from service.domain.policy import HitlConfig
+from service.domain.policy import EscalateTo, HitlConfig
 from service.errors import LeaseLost
 from service.notifier import Notifier
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
@@ -29,12 +29,12 @@ from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
 from service.providers.protocol import Request
 from service.providers.registry import Registry
-from service.queue import QUEUE_NAME
+from service.queue import QUEUE_NAME, RunQueue, connect
 from service.runtime import Runtime
 from service.store import approvals, calls, runs
 from service.worker import Heartbeat
 from tests.acting import AUTO, Gated, becomes, begin, look, sql, story, within, worker
-from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, http_tool
+from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, free_port, http_tool
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -630,6 +630,51 @@ async def test_the_sweep_executes_deadlines_that_nobody_fired(empty: Runtime) ->
     assert (await story(empty, run_id)).count("approval.expired") == 1
 
 
+async def test_an_escalated_deadline_has_a_job_of_its_own(empty: Runtime) -> None:
+    target = EscalateTo(users=["boss"])
+    config = HitlConfig(policy="require_human", timeout_seconds=60, on_timeout="escalate", escalate_to=target)
+    run_id = await begin(empty, echo(), config)
+    await worker(empty).advance(run_id)
+    asked = await open_approval(empty, run_id)
+    await sql(empty, "update approvals set expires_at = now() where id = $1", asked.id)
+    found = await sweep(empty.services) + await sweep(empty.services)
+    assert (found["expired"], found["armed"]) == (1, 1)
+    again = await open_approval(empty, run_id)
+    assert again.timer_no > asked.timer_no
+    assert f"approval:{asked.id}:expire:{again.timer_no}" in await jobs(empty)
+
+
+async def test_a_row_that_cannot_be_dealt_with_does_not_keep_the_rest_from_being_found(empty: Runtime) -> None:
+    """An approval left open beside a run that is over: nothing writes this, and nothing else must suffer from it."""
+    odd = await begin(empty, echo(), ASK_ALWAYS)
+    await worker(empty).advance(odd)
+    await sql(empty, "update approvals set expires_at = now() - interval '1 s' where run_id = $1", odd)
+    await sql(empty, "update runs set status = 'completed', finished_at = now() where id = $1", odd)
+    asking = await begin(empty, echo(), ASK_ALWAYS)
+    await worker(empty).advance(asking)
+    await sql(empty, "update approvals set expires_at = now() where run_id = $1", asking)
+    lost = await begin(empty, echo())
+    await empty.redis.flushdb()
+    await sql(empty, "update runs set due_at = due_at - interval '4 s' where id = $1", lost)
+    found = await sweep(empty.services)
+    assert (found["expired"], found["woken"]) == (1, 1)
+    assert (await look(empty, asking)).status == "cancelled"
+    assert job_id(lost, 1) in await jobs(empty)
+
+
+async def test_with_redis_away_deadlines_are_still_executed_at_once(empty: Runtime) -> None:
+    ids = [await begin(empty, echo(), ASK_ALWAYS) for _ in range(20)]
+    await asyncio.gather(*(worker(empty).advance(run_id) for run_id in ids))
+    await sql(empty, "update approvals set expires_at = now()")
+    dead = connect(f"redis://127.0.0.1:{free_port()}")
+    away = replace(empty.services, queue=RunQueue(dead, horizon_s=3600), notifier=Notifier(dead))
+    started = time.monotonic()
+    assert (await sweep(away))["expired"] == 20
+    assert time.monotonic() - started < 6  # not a timeout for each of them
+    assert {(await look(empty, run_id)).status for run_id in ids} == {"cancelled"}
+    await dead.aclose(close_connection_pool=True)
+
+
 async def test_a_paused_approval_does_not_expire(empty: Runtime) -> None:
     run_id = await begin(empty, echo(), ASK_ALWAYS)
     await worker(empty).advance(run_id)
@@ -664,18 +709,27 @@ async def test_a_sweep_over_many_waiting_runs_is_quick(empty: Runtime) -> None:
 
 # ---- what the database refuses
 
+SET_RUN = {
+    "running without a lease": "status = 'running', lease_until = null",
+    "running without a worker": "status = 'running', lease_until = now(), worker_id = null",
+    "final with a lease": "status = 'completed', finished_at = now(), lease_until = now()",
+    "final and due": "status = 'failed', finished_at = now(), due_at = now()",
+    "final without an end": "status = 'cancelled', finished_at = null",
+    "queued with a lease": "status = 'queued', lease_until = now(), worker_id = 'w'",
+    "awaiting a human with a lease": "lease_until = now(), worker_id = 'w'",
+    "paused without a moment": "status = 'paused'",
+    "a moment without a pause": "paused_at = now()",
+    "an unknown status": "status = 'resting'",
+    "an unknown step": "step = 'dreaming'",
+}
+SET_APPROVAL = {
+    "pending and decided": "decided_at = now()",
+    "decided without a moment": "status = 'approved'",
+    "an unknown answer": "status = 'perhaps', decided_at = now()",
+}
 FORBIDDEN = {
-    "running without a lease": "update runs set status = 'running', lease_until = null where id = $1",
-    "running without a worker": "update runs set status = 'running', lease_until = now(), worker_id = null where id = $1",
-    "final with a lease": "update runs set status = 'completed', finished_at = now(), lease_until = now() where id = $1",
-    "final and due": "update runs set status = 'failed', finished_at = now(), due_at = now() where id = $1",
-    "final without an end": "update runs set status = 'cancelled', finished_at = null where id = $1",
-    "awaiting a human with a lease": "update runs set lease_until = now(), worker_id = 'w' where id = $1",
-    "paused without a moment": "update runs set status = 'paused' where id = $1",
-    "an unknown status": "update runs set status = 'resting' where id = $1",
-    "an unknown step": "update runs set step = 'dreaming' where id = $1",
-    "pending and decided": "update approvals set decided_at = now() where run_id = $1",
-    "decided without a moment": "update approvals set status = 'approved' where run_id = $1",
+    **{name: f"update runs set {change} where id = $1" for name, change in SET_RUN.items()},
+    **{name: f"update approvals set {change} where run_id = $1" for name, change in SET_APPROVAL.items()},
 }
 
 

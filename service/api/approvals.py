@@ -14,6 +14,7 @@ from service.api.models import (
     DecisionResults,
     DecisionsRequest,
     DecisionTaken,
+    EmptyRequest,
     InboxQuery,
     WaitQuery,
 )
@@ -103,6 +104,17 @@ async def ask(call: Call) -> Reply:
     return Reply(approval_view(asked), 201, headers)
 
 
+async def claim(call: Call) -> Reply:
+    """Keep others from deciding for ten minutes; repeating renews."""
+    return Reply(approval_view(await commands.claim(call.services, call.id("approval_id"), call.principal)))
+
+
+async def release(call: Call) -> Reply:
+    """Let a claim go."""
+    kept = await commands.claim(call.services, call.id("approval_id"), call.principal, release=True)
+    return Reply(approval_view(kept))
+
+
 async def _one_of_many(call: Call, item: Any) -> dict[str, Any]:
     named = item.get("approval_id") or item.get("approval_token") if isinstance(item, dict) else None
     about = {"approval_id": named if isinstance(named, str) else None}
@@ -170,6 +182,13 @@ OPERATIONS = (
     Operation(
         "POST", "/hitl/approvals/{approval_id}/decision", decide, DecisionTaken, _DECIDE, body=DecisionRequest,
         problems=_PROBLEMS, tag="approvals",
+    ),
+    *(
+        Operation(
+            "POST", f"/hitl/approvals/{{approval_id}}/{handler.__name__}", handler, ApprovalView, _DECIDE,
+            body=EmptyRequest, body_required=False, problems=(404, 409), tag="approvals",
+        )
+        for handler in (claim, release)
     ),
     Operation(
         "POST", "/hitl/run/{run_id}/approve", decide_in_run, DecisionTaken, _DECIDE, body=DecisionRequest,

@@ -18,10 +18,27 @@ async def read_json(request: Request) -> Any:
     raw = await _read(request)
     if not raw:
         return None
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if not _says_json(request):
         raise UnsupportedMediaType("the body must be application/json")
     return parse(raw)
+
+
+async def read_answer(request: Request) -> Any:
+    """A provider's late answer, read as a 2xx body would be: JSON, or text where it is none and does not say it is.
+
+    Raises `TooLarge`, `InvalidJson`.
+    """
+    raw = await _read(request)
+    try:
+        return parse(raw)
+    except InvalidJson:
+        if raw and _says_json(request):
+            raise
+        return raw.decode("utf-8", "replace")
+
+
+def _says_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
 def parse(raw: bytes) -> Any:

@@ -138,6 +138,9 @@ class AskRequest(BaseModel):
     def _target(self) -> Self:
         if self.on_timeout == "escalate" and self.escalate_to is None:
             raise ValueError("on_timeout escalate needs escalate_to")
+        target = self.escalate_to if self.on_timeout == "escalate" else None
+        if target and not target.groups and self.reviewers.quorum > len(set(target.users)):
+            raise ValueError("quorum is above the number of users that escalate_to names")
         return self
 
 

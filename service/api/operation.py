@@ -9,15 +9,16 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.body import read_json
+from service.api.body import read_answer, read_json
 from service.api.models import NoQuery
 from service.commands import keys
 from service.commands.context import Services
 from service.domain.ids import parse_id
 from service.domain.principal import Permission, Principal, demand
-from service.errors import Invalid, NotFound, Unauthenticated
+from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
 
 DEV: Final = "dev"
+_OURS: Final = ("system:", "provider:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,23 @@ async def serve(operation: Operation, request: Request) -> Response:
     """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
     services: Services = request.app.state.services
     principal = await _principal(operation, request, services)
+    _refuse_nul(request)
     query = _validated(operation.query, dict(request.query_params), "query")
-    raw_body = await read_json(request) if operation.body or operation.any_body else None
+    raw_body = await _raw_body(operation, request)
     body = _body(operation, raw_body)
     call = Call(services, principal, request, request.path_params, query, body, raw_body)
     reply = await operation.handler(call)
     return json_response(reply.body, reply.status if reply.status != 200 else operation.status, reply.headers)
+
+
+def _refuse_nul(request: Request) -> None:
+    """Postgres cannot hold NUL: a path with one names nothing, a query with one is refused."""
+    if any("\x00" in part for part in request.path_params.values()):
+        raise NotFound
+    names = [name for name, value in request.query_params.multi_items() if "\x00" in value]
+    if names:
+        errors = [{"pointer": f"/query/{name}", "message": "must not hold NUL"} for name in names]
+        raise Invalid("the query is not valid", errors=errors)
 
 
 def json_response(
@@ -89,6 +101,8 @@ def json_response(
 async def _principal(operation: Operation, request: Request, services: Services) -> Principal:
     """Who asks. With auth off it is `dev`, who may everything in the tenant `default`."""
     actor = request.headers.get("x-hitl-actor", "").strip()[:200]
+    if actor.startswith(_OURS):
+        raise Forbidden("actor names that begin with system: or provider: are the service's own")
     if not request.app.state.auth_required:
         return Principal(actor or DEV, "default", "admin")
     if operation.permission is None:
@@ -101,6 +115,12 @@ async def _principal(operation: Operation, request: Request, services: Services)
     if principal.role == "service" and actor:
         return Principal(actor, principal.tenant, principal.role, principal.groups)
     return principal
+
+
+async def _raw_body(operation: Operation, request: Request) -> Any:
+    if operation.any_body:
+        return await read_answer(request)
+    return await read_json(request) if operation.body else None
 
 
 def _body(operation: Operation, raw: Any) -> Any:

@@ -12,7 +12,7 @@ from service.domain import approval as rules
 from service.domain.approval import Approval, ApprovalStatus, Order, Verdict
 from service.domain.call import CallStatus
 from service.domain.canonical import NotCanonical, payload_sha256
-from service.domain.event import EventType, Fact
+from service.domain.event import EventType, Fact, rfc3339
 from service.domain.ids import uuid7
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Principal
@@ -108,6 +108,35 @@ async def decide(
     _log(verdict.approval, principal.subject, order.action)
     await carry_out(services, after)
     return Decided(verdict.approval, run)
+
+
+async def claim(services: Services, approval_id: UUID, principal: Principal, *, release: bool = False) -> Approval:
+    """Keep an approval for oneself for ten minutes, or let it go. Raises as `decide`, and `ApprovalClaimed`."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        if await approvals.get(conn, principal.tenant, approval_id) is None:
+            raise NotFound("no such approval")
+        current, run = await _locked(conn, approval_id)
+        assert current is not None
+        now = services.db.now()
+        change = rules.let_go if release else rules.claimed
+        try:
+            changed = change(current, principal, now=now)
+        except Conflict as refusal:
+            raise _naming(refusal, current, run) from None
+        await approvals.save(conn, changed)
+        after.changed.append(changed.id)
+        if run is not None:
+            until = rfc3339(changed.claimed_until) if changed.claimed_until else None
+            fact = Fact(
+                EventType.APPROVAL_CLAIMED,
+                principal.subject,
+                {"approval_id": str(changed.id), "claimed_by": changed.claimed_by, "claimed_until": until},
+            )
+            await runs.save(conn, run, [fact], now=now)
+            after.changed.append(run.id)
+    await carry_out(services, after)
+    return changed
 
 
 async def ask(services: Services, question: Question, principal: Principal) -> tuple[Approval, bool]:

@@ -5,6 +5,7 @@ Several workers sweep at once; rows are locked with SKIP LOCKED, and each use ca
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -14,6 +15,7 @@ from service.commands.context import After, Services, carry_out, finish, queued,
 from service.domain.event import EventType, Fact
 from service.domain.ids import job_id
 from service.domain.run import Run, RunStatus, fail, ms_between, woken
+from service.errors import Unavailable
 from service.logs import get_logger
 from service.store import approvals, runs, workers
 from service.store.database import Conn
@@ -26,23 +28,36 @@ log = get_logger("commands.timers")
 
 
 async def sweep(services: Services) -> Counter[str]:
-    """One pass over everything that may have been lost. Returns what was found, by kind."""
+    """One pass over everything that may have been lost. Returns what was found, by kind.
+
+    One row that cannot be dealt with must not keep the rest from being found. Raises `Unavailable`.
+    """
     found: Counter[str] = Counter()
-    found["recovered"] = await recover_abandoned(services)
-    found["timed_out"] = await end_overdue(services)
     async with services.db.connection() as conn:
         due = await approvals.due(conn, limit=BATCH)
         late = await approvals.to_remind(conn, limit=BATCH)
+    found["recovered"] = await _tried("recover", recover_abandoned(services))
+    found["timed_out"] = await _tried("end_overdue", end_overdue(services))
     for approval_id in due:
-        found["expired"] += await approval_commands.expire(services, approval_id)
+        found["expired"] += await _tried("expire", approval_commands.expire(services, approval_id))
     for approval_id in late:
-        found["reminded"] += await approval_commands.remind(services, approval_id)
-    found["armed"] = await arm(services)
-    found["woken"] = await wake_lost(services)
-    found["released"] = await release_lines(services)
+        found["reminded"] += await _tried("remind", approval_commands.remind(services, approval_id))
+    found["armed"] = await _tried("arm", arm(services))
+    found["woken"] = await _tried("wake", wake_lost(services))
+    found["released"] = await _tried("release", release_lines(services))
     async with services.db.connection() as conn:
         await workers.forget_silent(conn, after_s=3600)
     return found
+
+
+async def _tried(part: str, work: Awaitable[int]) -> int:
+    try:
+        return await work
+    except Unavailable:
+        raise
+    except Exception as error:
+        log.error("sweep.part_failed", part=part, error=type(error).__name__)
+        return 0
 
 
 async def recover_abandoned(services: Services) -> int:

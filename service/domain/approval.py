@@ -15,8 +15,10 @@ from service.domain.policy import Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Principal
 from service.errors import (
     AlreadyDecided,
+    ApprovalClaimed,
     ApprovalExpired,
     Conflict,
+    Forbidden,
     Invalid,
     InvalidPayload,
     NotAReviewer,
@@ -38,6 +40,7 @@ class ApprovalStatus(StrEnum):
 Action = Literal["approve", "edit", "reject", "retry"]
 Channel = Literal["http", "websocket", "link", "console", "cli", "timeout", "relay"]
 TIMEOUT_ACTOR: Final = "system:timeout"
+CLAIM_LASTS: Final = timedelta(minutes=10)
 
 _RETRYABLE: Final = frozenset({Checkpoint.RESPONSE_REVIEW, Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN})
 _PAYLOAD_CHECKPOINTS: Final = frozenset(
@@ -152,6 +155,31 @@ def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
     )
 
 
+def check_claim(approval: Approval, principal: Principal, *, now: datetime) -> None:
+    """Raises `ApprovalClaimed` while somebody else's claim lasts."""
+    if approval.claimed_until is None or approval.claimed_until <= now or approval.claimed_by == principal.subject:
+        return
+    raise ApprovalClaimed("somebody else has claimed the approval")
+
+
+def claimed(approval: Approval, principal: Principal, *, now: datetime) -> Approval:
+    """The approval kept for one reviewer for `CLAIM_LASTS`; claiming again renews it."""
+    may_decide(approval, principal)
+    check_open(approval, now=now)
+    check_claim(approval, principal, now=now)
+    until = now + CLAIM_LASTS
+    return replace(approval, claimed_by=principal.subject, claimed_until=until, version=approval.version + 1)
+
+
+def let_go(approval: Approval, principal: Principal, *, now: datetime) -> Approval:
+    """The approval free for all again. Raises `Forbidden` for a claim of somebody else."""
+    may_decide(approval, principal)
+    check_open(approval, now=now)
+    if approval.claimed_until is not None and approval.claimed_until > now and approval.claimed_by != principal.subject:
+        raise Forbidden("the claim is somebody else's")
+    return replace(approval, claimed_by=None, claimed_until=None, version=approval.version + 1)
+
+
 def check_open(approval: Approval, *, now: datetime) -> None:
     """Raises `ApprovalExpired`, `ApprovalCancelled` or `AlreadyDecided`."""
     match approval.status:
@@ -174,6 +202,7 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
     """
     may_decide(approval, principal)
     check_open(approval, now=now)
+    check_claim(approval, principal, now=now)
     _check_shape(approval, order)
     if order.payload_sha256 is not None and order.payload_sha256 != approval.payload_sha256:
         raise PayloadChanged("payload_sha256 is not the hash of the payload under review")

@@ -113,6 +113,14 @@ class HitlConfig(BaseModel):
             raise ValueError("checkpoints may only name the five checkpoints of a run")
         return self
 
+    @model_validator(mode="after")
+    def _escalation_can_be_answered(self) -> Self:
+        for waits in (silence(self, ""), *(silence(self, checkpoint) for checkpoint in self.checkpoints)):
+            target = waits.escalate_to if waits.on_timeout == "escalate" else None
+            if target and not target.groups and waits.reviewers.quorum > len(set(target.users)):
+                raise ValueError("quorum is above the number of users that escalate_to names")
+        return self
+
 
 class Silence(BaseModel):
     """How one approval waits: the run's config with the checkpoint's own on top."""

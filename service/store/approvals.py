@@ -146,9 +146,9 @@ async def arm(conn: Conn, *, horizon_s: float, limit: int) -> Sequence[Mapping[s
     """`{id, timer_no, expires_at}` of deadlines that came inside the horizon; marked as having their job."""
     rows = await conn.fetch(
         """
-        update approvals set armed = true where id in (
+        update approvals set armed = true where id = any (array(
             select id from approvals where status = 'pending' and clock_stopped_at is null and not armed
-               and expires_at < now() + $1::interval order by expires_at limit $2 for update skip locked)
+               and expires_at < now() + $1::interval order by expires_at limit $2 for update skip locked))
         returning id, timer_no, expires_at
         """,
         timedelta(seconds=horizon_s),

@@ -42,7 +42,7 @@ async def intend(conn: Conn, call: ProviderCall) -> None:
             started_at, deadline_at)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         on conflict (run_id, number) do update set status = excluded.status, tries = excluded.tries,
-            finished_at = null, problem = null
+            deadline_at = excluded.deadline_at, finished_at = null, problem = null
         """,
         call.run_id, call.number, call.tenant, call.idempotency_key, call.payload_sha256, call.status, call.tries,
         call.started_at, call.deadline_at,

@@ -1,7 +1,6 @@
 """The pool, transactions, and Postgres's clock. The only module that opens connections."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -118,10 +117,9 @@ class Database:
                 encoder=_encoder(mark),
                 decoder=_decoder(len(mark)),
             )
-        before = time.monotonic()
-        there = await conn.fetchval("select clock_timestamp()")
-        travelled = timedelta(seconds=(time.monotonic() - before) / 2)
-        self._offset = there + travelled - datetime.now(UTC)
+        await conn.fetchval("select clock_timestamp()")  # so that the second time is one journey, not two
+        # Without half the round trip added: behind by that much, never ahead, or what is due "now" would not be yet.
+        self._offset = await conn.fetchval("select clock_timestamp()") - datetime.now(UTC)
 
 
 def _encoder(mark: bytes) -> Any:

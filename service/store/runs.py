@@ -91,7 +91,10 @@ async def lock_live_in_session(conn: Conn, tenant: str, session_id: str) -> list
 
 
 async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
-    """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, or nothing is due."""
+    """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, or nothing is due.
+
+    `due_at` came from another machine's idea of Postgres's clock: a wake-up that is a little early is not lost.
+    """
     row = await conn.fetchrow(
         """
         update runs set
@@ -102,7 +105,8 @@ async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> 
             status = 'running', status_since = now(), fencing_token = fencing_token + 1, version = version + 1,
             lease_until = now() + $3, worker_id = $2, due_at = null, armed = false,
             claimed_at = now(), updated_at = now()
-        where id = $1 and status in ('queued', 'awaiting_provider') and due_at <= now() and lease_until is null
+        where id = $1 and status in ('queued', 'awaiting_provider') and lease_until is null
+          and due_at <= now() + case when status = 'queued' then interval '0.25 s' else interval '0' end
         returning *
         """,
         run_id,
@@ -262,9 +266,9 @@ async def arm_due(conn: Conn, *, horizon_s: float, limit: int) -> list[Run]:
     """Runs that fall due inside the horizon and have no deferred job yet; marked as having one."""
     rows = await conn.fetch(
         """
-        update runs set armed = true where id in (
+        update runs set armed = true where id = any (array(
             select id from runs where due_at between now() and now() + $1::interval and not armed
-               and lease_until is null order by due_at limit $2 for update skip locked)
+               and lease_until is null order by due_at limit $2 for update skip locked))
         returning *
         """,
         timedelta(seconds=horizon_s),

@@ -12,8 +12,8 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from service.commands.keys import NewKey, create_key, revoke_key
 from service.commands.context import Services
+from service.commands.keys import NewKey, create_key, revoke_key
 from service.runtime import open_runtime
 from service.settings import Settings
 from tests.conftest import Stack, at, decide, echo, eventually, run_body, settled, start, web
@@ -75,7 +75,7 @@ def check_problem(answer: httpx2.Response, status: int, code: str | None = None)
 # Credentials and roles
 
 
-@pytest.mark.parametrize("credentials", [None, "Bearer nonsense", "Basic ZGV2OmRldg==", "Bearer ", "Bearer \x7f"])
+@pytest.mark.parametrize("credentials", [None, "Bearer nonsense", "Basic ZGV2OmRldg==", "Bearer", "bearer x y"])
 async def test_without_a_good_key_it_is_401(secured: Secured, credentials: str | None) -> None:
     client = await secured.bearing(None, **({"Authorization": credentials} if credentials else {}))
 
@@ -100,7 +100,6 @@ async def test_a_submitter_starts_and_steers_but_does_not_decide(secured: Secure
 
     check_problem(await decide(client, approval["approval_id"], "approve"), 403)
     check_problem(await client.post(f"/hitl/run/{run_id}/approve", json={"action": "approve"}), 403)
-    check_problem(await client.post(f"/hitl/approvals/{approval['approval_id']}/claim"), 403)
     assert (await client.get(f"/hitl/approvals/{approval['approval_id']}")).json()["status"] == "pending"
     assert (await client.get("/hitl/approvals/pending")).status_code == 200
     assert (await client.post(f"/hitl/run/{run_id}/pause")).status_code == 200
@@ -385,26 +384,44 @@ async def test_no_error_tells_of_our_inside(client: httpx2.AsyncClient) -> None:
         for path in (f"/hitl/runs/{text}", f"/hitl/sessions/{text}/active", f"/hitl/jobs/{text}", f"/{text}"):
             answer = await client.get(path)
             assert answer.status_code in (200, 404, 422), (path, answer.text)
-            for word in ("Traceback", "asyncpg", "psycopg", "/work/", "select ", "site-packages"):
+            for word in ("Traceback", "asyncpg", "psycopg", "/service/", "select ", "site-packages"):
                 assert word not in answer.text
     for query in ("user_id=%00", "session_id=%00", "provider=%00", "cursor=%00", "created_after=x", "status=x"):
         answer = await client.get(f"/hitl/runs?{query}")
         assert answer.status_code in (200, 422), (query, answer.text)
+    nul = check_problem(await client.get("/hitl/runs?user_id=%00"), 422)
+    assert nul["errors"][0]["pointer"] == "/query/user_id"
 
 
-async def test_an_optional_body_needs_neither_body_nor_content_type(client: httpx2.AsyncClient) -> None:
+NO_BODY: Any = ({}, {"content": b"{}", "headers": JSON}, {"content": b"", "headers": {"content-type": "text/plain"}})
+
+
+@pytest.mark.parametrize("given", NO_BODY, ids=["nothing", "empty object", "only a content type"])
+async def test_pause_and_resume_need_neither_body_nor_content_type(client: httpx2.AsyncClient, given: Any) -> None:
+    run_id = await start(client, run_body(echo(), policy="require_human"))
+    await at(client, run_id, "information_review")
+
+    for action, expected in (("pause", 200), ("resume", 202)):
+        answer = await client.post(f"/hitl/run/{run_id}/{action}", **given)
+        assert answer.status_code == expected, answer.text
+    check_problem(await client.post(f"/hitl/run/{run_id}/pause", json={"polcy": 1}), 422)
+
+
+@pytest.mark.parametrize("given", NO_BODY, ids=["nothing", "empty object", "only a content type"])
+async def test_claim_and_release_need_neither_body_nor_content_type(client: httpx2.AsyncClient, given: Any) -> None:
     run_id = await start(client, run_body(echo(), policy="require_human"))
     approval_id = (await at(client, run_id, "information_review"))["approval_id"]
 
-    for given in ({}, {"content": b"{}", "headers": JSON}, {"content": b"", "headers": {"content-type": "text/plain"}}):
-        for path, expected in (
-            (f"/hitl/approvals/{approval_id}/claim", 200),
-            (f"/hitl/approvals/{approval_id}/release", 200),
-            (f"/hitl/run/{run_id}/pause", 200),
-            (f"/hitl/run/{run_id}/resume", 202),
-        ):
-            answer = await client.post(path, **given)
-            assert answer.status_code == expected, (path, given, answer.text)
+    for action in ("claim", "release"):
+        answer = await client.post(f"/hitl/approvals/{approval_id}/{action}", **given)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_submitter_may_not_claim(secured: Secured) -> None:
+    client = await secured.client("submitter")
+    run_id = await start(client, run_body(echo(), policy="require_human"))
+    approval_id = (await at(client, run_id, "information_review"))["approval_id"]
+    check_problem(await client.post(f"/hitl/approvals/{approval_id}/claim"), 403)
 
 
 # Ids

@@ -1,11 +1,13 @@
 """Contract, section 10: the http and echo providers."""
 
 import asyncio
+import itertools
 import time
 from hashlib import sha256
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 
 from tests.conftest import Provider, Seen, at, decide, echo, free_port, http_tool, run_body, settled, start
@@ -98,7 +100,7 @@ async def test_500_three_times_is_tried_again_under_one_key(client: httpx2.Async
 
     assert run["result"] == {"at": "last"}
     assert len(provider.seen) == 4 and len(set(keys(provider))) == 1
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     assert gaps[0] < gaps[1] < gaps[2]
     assert len({seen.body for seen in provider.seen}) == 1
 
@@ -288,7 +290,8 @@ async def test_a_callback_is_the_output_after_a_202(
 ) -> None:
     run_id, path = await awaiting(client, provider)
 
-    assert (await client.post(path, json=output)).status_code == 200
+    answer = await client.post(path, content=orjson.dumps(output), headers={"content-type": "application/json"})
+    assert answer.status_code == 200
     run = await settled(client, run_id)
 
     assert (run["status"], run["result"], run["raw_response"]) == ("completed", output, output)
@@ -303,6 +306,16 @@ async def test_a_callback_may_be_text(client: httpx2.AsyncClient, provider: Prov
 
     assert answer.status_code == 200, answer.text
     assert (await settled(client, run_id))["result"] == "plain words"
+
+
+async def test_a_callback_that_says_json_and_is_none_is_refused(client: httpx2.AsyncClient, provider: Provider) -> None:
+    run_id, path = await awaiting(client, provider)
+
+    for raw in (b"{", b'{"a":1,"a":2}', b'{"a":"\\u0000"}'):
+        answer = await client.post(path, content=raw, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_json")
+    assert (await client.get(f"/hitl/runs/{run_id}")).json()["status"] == "awaiting_provider"
+    assert (await client.post(path, json={"n": 1})).status_code == 200
 
 
 async def test_a_repeated_callback_changes_nothing(client: httpx2.AsyncClient, provider: Provider) -> None:

@@ -189,6 +189,11 @@ def test_self_approval_is_allowed_alone_and_not_in_a_quorum(
         {"reviewers": {"users": [""]}},
         {"on_timeout": "escalate"},
         {"escalate_to": {"users": [], "groups": []}},
+        {"on_timeout": "escalate", "escalate_to": {"users": ["a", "a"]}, "reviewers": {"quorum": 2}},
+        {
+            "reviewers": {"quorum": 2},
+            "checkpoints": {"payload_review": {"on_timeout": "escalate", "escalate_to": {"users": ["a"]}}},
+        },
         {"checkpoints": {"api_call": {}}},
         {"checkpoints": {"payload_review": {"policy": "auto"}}},
     ],
@@ -207,6 +212,8 @@ def test_a_config_with_a_mistake_is_refused(document: dict[str, Any]) -> None:
         {"reviewers": {"users": ["a"], "groups": ["g"], "quorum": 5}},
         {"reviewers": {"quorum": 10}},
         {"on_timeout": "escalate", "escalate_to": {"groups": ["g"]}},
+        {"on_timeout": "escalate", "escalate_to": {"users": ["a", "b"]}, "reviewers": {"quorum": 2}},
+        {"on_timeout": "reject", "escalate_to": {"users": ["a"]}, "reviewers": {"quorum": 2}},
         {"checkpoints": {"outcome_unknown": {"on_timeout": "escalate", "escalate_to": {"users": ["b"]}}}},
     ],
 )

@@ -1,0 +1,178 @@
+"""What the worker leans on inside arq, and what arq reads of our settings."""
+
+import inspect
+import pickle
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import arq.worker
+import orjson
+import pytest
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+
+from service import arq_worker, queue
+from tests.conftest import Stack, echo, eventually, run_body, settled, start
+
+# what get_kwargs takes of WorkerSettings, as text
+SHOW = """
+import asyncio, json, sys
+import arq.worker
+import worker_settings
+
+async def main():
+    asyncio.get_running_loop()
+    kwargs = arq.worker.get_kwargs(worker_settings.WorkerSettings)
+    ours = {name for name in vars(worker_settings.WorkerSettings) if not name.startswith("__")}
+    pool = kwargs["redis_pool"]
+    shown = {
+        "lost": sorted(ours - set(kwargs)),
+        "functions": [[f.name, f.timeout_s, f.max_tries] for f in kwargs["functions"]],
+        "serializers": [
+            f"{f.__module__}.{f.__name__}"
+            for f in (kwargs["job_serializer"], kwargs["job_deserializer"], pool.job_serializer, pool.job_deserializer)
+        ],
+        "pool_queue": pool.default_queue_name,
+        "pool_expires": pool.expires_extra_ms,
+        "pool_connections": [type(pool.connection_pool).__name__, pool.connection_pool.max_connections],
+        "hooks": sorted(name for name in kwargs if name.startswith(("on_", "after_"))),
+        "installed": [arq.worker.Worker.__module__, arq.worker.poll.__module__],
+        "plain": {name: value for name, value in kwargs.items() if isinstance(value, (int, float, str))},
+    }
+    print(json.dumps(shown))
+
+asyncio.run(main())
+"""
+
+
+def settings_with(stack: Stack, **env: str) -> Any:
+    done = subprocess.run([sys.executable, "-c", SHOW], env={**stack.env, **env}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return orjson.loads(done.stdout)
+
+
+def test_arq_is_the_version_whose_inside_was_read() -> None:
+    assert version("arq") == "0.28.0"
+    assert version("redis").startswith("5.")
+
+
+def test_arqs_worker_still_has_what_ours_leans_on() -> None:
+    assert inspect.isasyncgenfunction(arq.worker.poll)
+    worker = arq.worker.Worker
+    for name in ("main", "_poll_iteration", "start_jobs", "run_job", "finish_job", "close", "heart_beat", "run"):
+        assert inspect.iscoroutinefunction(getattr(worker, name)) or name == "run", name
+    signature = inspect.signature(worker.handle_sig_wait_for_completion)
+    assert list(signature.parameters) == ["self", "signum"]
+    for name in ("sem", "job_counter", "max_jobs", "tasks", "allow_pick_jobs", "main_task"):
+        assert f"self.{name}" in inspect.getsource(worker.__init__), name
+
+
+def test_arq_reads_its_poll_and_its_worker_as_globals_at_call_time() -> None:
+    main = arq_worker.Worker.__mro__[1].main
+    assert "async for _ in poll(self.poll_delay_s):" in inspect.getsource(main)
+    assert "await self._poll_iteration()" in inspect.getsource(main)
+    assert "Worker(**" in inspect.getsource(arq.worker.create_worker)
+
+
+def test_arq_still_leaks_the_slot_that_we_count_anew() -> None:
+    source = inspect.getsource(arq_worker.Worker.__mro__[1].start_jobs)
+    taken, asked = source.index("self.job_counter + 1"), source.index("pipe.watch")
+    assert taken < asked
+    assert "self.sem.acquire()" in source
+    assert "t.result()" in inspect.getsource(arq_worker.Worker.__mro__[1]._poll_iteration)
+
+
+def test_arqs_key_names_are_those_we_delete() -> None:
+    assert (job_key_prefix, in_progress_key_prefix, retry_key_prefix) == ("arq:job:", "arq:in-progress:", "arq:retry:")
+
+
+def test_every_setting_reaches_arq(stack: Stack) -> None:
+    shown = settings_with(stack, HITL_MAX_JOBS="7", HITL_POLL_DELAY="0.25", HITL_DRAIN_SECONDS="9")
+    assert shown["lost"] == []
+    assert shown["functions"] == [
+        ["advance_run", 691_200, 1],
+        ["expire_approval", 691_200, 1],
+        ["remind_approval", 691_200, 1],
+    ]
+    assert shown["serializers"] == ["service.queue.serialize", "service.queue.deserialize"] * 2
+    assert (shown["pool_queue"], shown["pool_expires"]) == ("hitl:queue", 30 * 86_400_000)
+    assert shown["pool_connections"] == ["BlockingConnectionPool", 50]
+    assert shown["hooks"] == ["after_job_end", "on_job_end", "on_job_start", "on_shutdown", "on_startup"]
+    assert shown["installed"] == ["service.arq_worker"] * 2
+    assert shown["plain"] == {
+        "queue_name": "hitl:queue",
+        "max_jobs": 7,
+        "poll_delay": 0.25,
+        "job_completion_wait": 9,
+        "expires_extra_ms": 30 * 86_400_000,
+        "keep_result": 0,
+        "max_tries": 1,
+        "queue_read_limit": 5000,
+        "health_check_interval": 10,
+        "allow_abort_jobs": False,
+        "log_results": False,
+    }
+
+
+def test_the_serializers_are_not_pickle() -> None:
+    assert queue.serialize({"f": "advance_run", "a": [1]}) == b'{"f":"advance_run","a":[1]}'
+    with pytest.raises(orjson.JSONDecodeError):
+        queue.deserialize(pickle.dumps({"f": "advance_run"}))
+    with pytest.raises(TypeError):
+        queue.serialize({"f": object()})
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+async def test_a_pickled_job_in_the_queue_does_not_execute(stack: Stack, tmp_path: Path, client: Any) -> None:
+    touched = tmp_path / "executed"
+    redis = queue.connect(stack.env["REDIS_URL"])
+    bomb = pickle.dumps({"t": None, "f": "advance_run", "a": (Bomb(touched),), "k": {}, "et": 0})
+    assert isinstance(pickle.loads(bomb)["a"][0], type(None))
+    assert touched.exists()  # the bomb works
+    touched.unlink()
+    await redis.set(job_key_prefix + "bomb", bomb)
+    await redis.zadd(queue.QUEUE_NAME, {"bomb": time.time() * 1000})
+    await redis.publish(queue.WAKE_CHANNEL, b"1")
+
+    async def taken() -> bool:
+        return await redis.zscore(queue.QUEUE_NAME, "bomb") is None
+
+    await eventually(taken, "the job's end")
+    assert not touched.exists()
+    await redis.aclose(close_connection_pool=True)
+    run_id = await start(client, run_body(echo()))
+    assert (await settled(client, run_id, "completed"))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HITL_MAX_JOBS", "zero"), ("HITL_MAX_JOBS", "0"), ("HITL_POLL_DELAY", "-1"), ("HITL_DRAIN_SECONDS", "soon"),
+     ("REDIS_URL", "http://x"), ("DATABASE_URL", ""), ("HITL_SECRET_KEY", "short")],
+)  # fmt: skip
+def test_a_bad_value_ends_the_worker_with_one_line(stack: Stack, tmp_path: Path, name: str, value: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "arq", "worker_settings.WorkerSettings"],
+        env={**stack.env, name: value},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"{name}: got ")
+    if name in ("REDIS_URL", "HITL_SECRET_KEY"):
+        assert value not in done.stderr

@@ -1,0 +1,202 @@
+"""The worker as a process: it drains, it outlives Redis, it waits for its servers."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest_asyncio
+
+from service.embedded import Servers
+from service.runtime import Runtime, open_runtime
+from service.settings import Settings
+from service.store import workers
+from service.store.migrate import migrate
+from tests.acting import Gated, becomes, begin, look, sql, story, within
+from tests.conftest import ASK_ALWAYS, WORKER, Provider, base_env, echo, eventually, free_port, http_tool, process
+
+
+@dataclass
+class Site:
+    """A database and a Redis database whose only workers are those that a test starts."""
+
+    runtime: Runtime
+    env: dict[str, str]
+    folder: Path
+    stack: AsyncExitStack
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def start(self, name: str, **env: str) -> "subprocess.Popen[bytes]":
+        """A worker process, ended with the test."""
+        block = process(*WORKER, env={**self.env, **env}, log=self.folder / f"{name}.log")
+        return self.stack.enter_context(block)
+
+    async def started(self, name: str, **env: str) -> "subprocess.Popen[bytes]":
+        """A worker process that has begun to work."""
+        before = await self.present()
+        child = self.start(name, **env)
+
+        async def there() -> bool:
+            assert child.poll() is None, self.log(name)
+            return await self.present() > before
+
+        await eventually(there, f"the worker {name}")
+        return child
+
+    async def present(self) -> int:
+        async with self.runtime.services.db.connection() as conn:
+            return len(await workers.present(conn))
+
+
+async def ended(child: "subprocess.Popen[bytes]") -> int:
+    async with asyncio.timeout(15):
+        return await asyncio.to_thread(child.wait, 15)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def place(servers: Servers) -> AsyncIterator[Runtime]:
+    admin = await asyncpg.connect(servers.database_url)
+    await admin.execute("create database worked")
+    await admin.close()
+    url = servers.database_url.replace("/postgres?", "/worked?")
+    await migrate(url)
+    settings = Settings(
+        database_url=url, redis_url=f"{servers.redis_url}?db=2", hitl_secret_key=servers.secret_key, _env_file=None
+    )
+    async with open_runtime(settings, process="test") as runtime:
+        yield runtime
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def site(place: Runtime, servers: Servers, tmp_path: Path) -> AsyncIterator[Site]:
+    env = base_env(
+        servers,
+        DATABASE_URL=str(place.settings.database_url),
+        REDIS_URL=str(place.settings.redis_url),
+        HITL_HTTP_ALLOW="loopback",
+        HITL_DRAIN_SECONDS="1",
+    )
+    async with AsyncExitStack() as stack:
+        yield Site(place, env, tmp_path, stack)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def gated() -> AsyncIterator[Gated]:
+    found = Gated()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict"
+    yield found
+    found.opened.set()
+    server.close()
+
+
+async def test_a_drained_workers_call_goes_on_at_another_under_the_same_key(site: Site, gated: Gated) -> None:
+    first = await site.started("first")
+    run_id = await begin(site.runtime, http_tool(gated.url))
+    await within(gated.arrived)
+    await site.started("second")
+    held = await look(site.runtime, run_id)
+    gated.arrived.clear()
+    told = time.monotonic()
+    first.send_signal(signal.SIGTERM)
+    await within(gated.arrived)  # the second worker is in the call now
+    assert time.monotonic() - told < 4  # handed over, not found by lease and sweep
+    assert await ended(first) == 0, site.log("first")
+    gated.opened.set()
+    run = await becomes(site.runtime, run_id, "completed", "failed", "awaiting_human")
+    assert run.status == "completed"
+    assert gated.effects == {f"{run_id}-1": 2}
+    assert held.worker_id is not None
+    assert "run.recovered" not in await story(site.runtime, run_id)
+    assert "worker.stopped" in site.log("first")
+    assert await site.present() == 1  # the first said goodbye
+
+
+async def test_a_call_that_ends_within_the_drain_is_not_repeated(site: Site, gated: Gated) -> None:
+    first = await site.started("first", HITL_DRAIN_SECONDS="10")
+    run_id = await begin(site.runtime, http_tool(gated.url))
+    await within(gated.arrived)
+    first.send_signal(signal.SIGTERM)
+    gated.opened.set()
+    assert await ended(first) == 0, site.log("first")
+    assert (await look(site.runtime, run_id)).status in ("queued", "completed")
+    await site.started("second")
+    assert (await becomes(site.runtime, run_id, "completed")).status == "completed"
+    assert gated.effects == {f"{run_id}-1": 1}
+
+
+async def test_an_idle_worker_stops_at_once(site: Site) -> None:
+    child = await site.started("idle", HITL_DRAIN_SECONDS="30")
+    told = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    assert await ended(child) == 0, site.log("idle")
+    assert time.monotonic() - told < 5
+
+
+async def test_a_killed_workers_run_goes_on_elsewhere(site: Site, gated: Gated) -> None:
+    first = await site.started("first", HITL_LEASE_SECONDS="1")
+    run_id = await begin(site.runtime, http_tool(gated.url))
+    await within(gated.arrived)
+    await site.started("second", HITL_LEASE_SECONDS="1")
+    gated.arrived.clear()
+    killed = time.monotonic()
+    first.kill()
+    await within(gated.arrived)
+    assert time.monotonic() - killed < 1 + 0.5 + 1  # lease + sweep + 1 s
+    gated.opened.set()
+    assert (await becomes(site.runtime, run_id, "completed")).status == "completed"
+    assert gated.effects == {f"{run_id}-1": 2}
+    assert "run.recovered" in await story(site.runtime, run_id)
+    await sql(site.runtime, "delete from workers")
+
+
+async def test_a_worker_outlives_its_redis_connections(site: Site, provider: Provider, gated: Gated) -> None:
+    child = await site.started("tough")
+    busy = await begin(site.runtime, http_tool(gated.url))
+    await within(gated.arrived)
+    for _ in range(3):
+        for connection in await site.runtime.redis.client_list():
+            if connection["db"] == "2" and connection["cmd"] != "client|list":
+                await site.runtime.redis.client_kill_filter(_id=connection["id"])
+        run_id = await begin(site.runtime, http_tool(provider.url))
+        await becomes(site.runtime, run_id, "completed")
+        assert child.poll() is None, site.log("tough")
+    gated.opened.set()
+    await becomes(site.runtime, busy, "completed")
+    assert gated.effects == {f"{busy}-1": 1}
+    assert provider.effects and set(provider.effects.values()) == {1}
+
+
+async def test_a_worker_that_starts_before_its_redis_waits_for_it(site: Site) -> None:
+    port = free_port()
+    child = site.start("early", REDIS_URL=f"redis://127.0.0.1:{port}/2")
+
+    async def waiting() -> bool:
+        assert child.poll() is None, site.log("early")
+        return site.log("early").count("worker.poll_failed") >= 2
+
+    await eventually(waiting, "the wait")
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(str(site.runtime.settings.redis_url).split("?")[0][7:])
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65_536):
+                target.write(data)
+            target.close()
+
+        await asyncio.gather(pass_on(reader, back), pass_on(there, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(relay, "127.0.0.1", port)
+    run_id = await begin(site.runtime, echo(), ASK_ALWAYS)
+    await becomes(site.runtime, run_id, "awaiting_human")
+    child.send_signal(signal.SIGTERM)
+    assert await ended(child) == 0, site.log("early")
+    server.close()
