@@ -158,6 +158,7 @@ class Heartbeat:
                 self._runtime.services.db.connection() as conn,
             ):
                 kept = await runs.renew(conn, mine, lease_s=lease_s) if mine else set()
+                await self._runtime.services.db.read_clock(conn)
                 await workers.beat(conn, self._worker_id, jobs=len(mine), max_jobs=self._runtime.settings.hitl_max_jobs)
         except (Unavailable, TimeoutError):
             if time.monotonic() - self._renewed > 0.8 * lease_s:

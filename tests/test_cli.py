@@ -23,8 +23,8 @@ HITL = Path(sys.executable).parent / "hitl"
 NOBODY = "00000000-0000-7000-8000-000000000000"
 COMMANDS = [
     "", "up", "demo", "migrate", "web", "worker", "openapi", "doctor", "queue", "keys", "keys create", "keys list",
-    "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "approvals", "approvals list",
-    "approvals show", "approvals decide",
+    "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "runs requeue",
+    "approvals", "approvals list", "approvals show", "approvals decide",
 ]  # fmt: skip
 
 
@@ -264,6 +264,23 @@ def test_an_operator_looks_decides_and_cancels_beside_a_running_up(data_dir: Pat
     assert listed == {decided: "completed", cancelled: "cancelled"}
     assert (run["id"], run["status"]) == (decided, "completed")
     assert all(row["awaiting_human"] == 0 for row in waits)
+
+
+def test_a_failed_run_is_requeued_from_its_last_durable_step(data_dir: Path) -> None:
+    broken = {"echo-agent-tool": {"data": {"fail": [{"status": 400}]}}}
+    away = {"echo-agent-tool": {"data": {"fail": [{"status": 503}] * 5}}}
+    with up(data_dir) as (_, url):
+        refused, given_up = (
+            httpx2.post(f"{url}/hitl/run", json=run_body(tool, policy="auto")).json()["run_id"]
+            for tool in (broken, away)
+        )
+        eventually(lambda: len(rows(data_dir, "runs", "list", "--status", "failed")) == 2)
+        mixed = hitl(data_dir, "runs", "requeue", given_up, refused, NOBODY, "--json")
+        ended = httpx2.get(f"{url}/hitl/runs/{given_up}", params={"wait": 20}, timeout=30).json()
+
+    assert (mixed.returncode, one_line(mixed.stderr)) == (1, True)
+    assert [row["error"] is None for row in json.loads(mixed.stdout)] == [True, False, False]
+    assert (ended["status"], ended["error"]) == ("completed", None)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

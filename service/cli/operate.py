@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final, cast, get_args
 from uuid import UUID
@@ -14,8 +14,9 @@ from service.api.views import approval_view, run_view
 from service.cli.embed import operate
 from service.cli.output import cell, dumps, json_option, show
 from service.commands.approvals import Decided, decide
+from service.commands.context import Services
 from service.commands.keys import NewKey, create_key, revoke_key
-from service.commands.runs import cancel_run
+from service.commands.runs import cancel_run, resume_run
 from service.domain.approval import Action, Approval, ApprovalStatus, Order
 from service.domain.event import Event, wire
 from service.domain.principal import Principal, Role
@@ -96,7 +97,7 @@ def keys_revoke(key_id: UUID) -> None:
 
 @click.group("runs")
 def runs_group() -> None:
-    """Runs: look, follow, cancel."""
+    """Runs: look, follow, cancel, requeue."""
 
 
 @runs_group.command("list")
@@ -201,15 +202,40 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 @json_option
 def runs_cancel(run_ids: tuple[UUID, ...], reason: str | None, tenant: str | None, as_json: bool) -> None:
     """End live runs. Exit status 1 if one of them could not be cancelled."""
+    _each_run(
+        run_ids, tenant, lambda services, who, run: cancel_run(services, run, who, reason=reason), "cancelled", as_json
+    )
+
+
+@runs_group.command("requeue")
+@click.argument("run_ids", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@tenant_option
+@json_option
+def runs_requeue(run_ids: tuple[UUID, ...], tenant: str | None, as_json: bool) -> None:
+    """Take failed runs up again, from their last durable step, where their error is recoverable.
+
+    A call that was sent is not sent a second time in silence. Exit status 1 if one could not be requeued.
+    """
+    _each_run(run_ids, tenant, lambda services, who, run: resume_run(services, run, who), "requeued", as_json)
+
+
+def _each_run(
+    run_ids: tuple[UUID, ...],
+    tenant: str | None,
+    act: Callable[[Services, Principal, UUID], Awaitable[Run]],
+    done: str,
+    as_json: bool,
+) -> None:
+    """Do one thing to each run, each on its own, and show what became of it."""
 
     async def one(runtime: Runtime, run_id: UUID) -> dict[str, Any]:
         try:
             async with runtime.services.db.connection() as conn:
                 run = await _run(conn, run_id, tenant)
-            ended = await cancel_run(runtime.services, run_id, Principal(ACTOR, run.tenant, "admin"), reason=reason)
+            after = await act(runtime.services, Principal(ACTOR, run.tenant, "admin"), run_id)
         except HitlError as refusal:
             return {"id": run_id, "status": refusal.extra.get("run_status"), "error": refusal.detail}
-        return {"id": run_id, "status": ended.status, "error": None}
+        return {"id": run_id, "status": after.status, "error": None}
 
     async def work(runtime: Runtime) -> list[dict[str, Any]]:
         return [await one(runtime, run_id) for run_id in run_ids]
@@ -217,7 +243,7 @@ def runs_cancel(run_ids: tuple[UUID, ...], reason: str | None, tenant: str | Non
     rows = operate(work)
     show(rows, ("id", "status", "error"), as_json=as_json)
     if failed := sum(row["error"] is not None for row in rows):
-        raise click.ClickException(f"{failed} of {len(rows)} runs could not be cancelled")
+        raise click.ClickException(f"{failed} of {len(rows)} runs could not be {done}")
 
 
 # --- approvals ----------------------------------------------------------------------------------------------

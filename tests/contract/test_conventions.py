@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from service.commands.context import Services
 from service.commands.keys import NewKey, create_key, revoke_key
 from service.runtime import open_runtime
 from service.settings import Settings
-from tests.conftest import Stack, at, decide, echo, eventually, run_body, settled, start, web
+from tests.conftest import Stack, at, decide, echo, eventually, free_port, process, run_body, settled, start, web
 
 JSON = {"content-type": "application/json"}
 NOBODY = "0197f3a0-0000-7000-8000-000000000000"
@@ -528,3 +529,28 @@ async def test_ids_are_uuid7_and_times_are_rfc3339_utc(client: httpx2.AsyncClien
     assert run_id[14] == approval["approval_id"][14] == "7"
     for moment in (run["created_at"], run["updated_at"], run["expires_at"], approval["created_at"]):
         assert moment[10] == "T" and moment.endswith(("Z", "+00:00"))
+
+
+async def test_postgres_away_is_503_with_retry_after_and_nothing_of_it_is_told(stack: Stack, tmp_path: Path) -> None:
+    nowhere = {**stack.env, "DATABASE_URL": f"postgresql://postgres@/postgres?host={tmp_path}"}
+    port = free_port()
+    args = ("uvicorn", "--factory", "service.app:create_app", "--port", str(port), "--log-level", "warning")
+    with process(*args, env={**nowhere, "HITL_PORT": str(port)}, log=tmp_path / "web.log"):
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+
+            async def alive() -> bool:
+                try:
+                    return (await client.get("/healthz")).status_code == 200
+                except httpx2.TransportError:
+                    return False
+
+            await eventually(alive, "the web process")
+            ready = await client.get("/readyz")
+            refused = await client.post("/hitl/run", json=run_body(echo()))
+            read = await client.get(f"/hitl/runs/{uuid4()}")
+
+    assert (ready.status_code, ready.json()["dependencies"]["postgres"]) == (503, "away")
+    for answer in (refused, read):
+        check_problem(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert str(tmp_path) not in answer.text
