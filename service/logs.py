@@ -39,7 +39,6 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "worker.task_failed": "a background task of the worker failed and goes on",
     "sweep.finished": "one sweep that found something: counts",
     "sweep.part_failed": "a part of a sweep met a fault; the rest of it went on",
-    "migrate.applied": "a migration was applied",
     "lib": "a line of a library at WARNING or above",
 }
 

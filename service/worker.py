@@ -49,6 +49,7 @@ async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
     process: Process = ctx["process"]
     started = time.monotonic()
     with bound_contextvars(run_id=run_id, job_id=ctx["job_id"]):
+        log.info("job.started", job="advance_run")
         outcome = await process.orchestrator.advance(UUID(run_id))
         took_ms = round((time.monotonic() - started) * 1000)
         log.info("job.finished", job="advance_run", outcome=outcome, duration_ms=took_ms)

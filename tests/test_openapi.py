@@ -81,3 +81,11 @@ def test_every_log_event_of_the_code_is_in_the_catalogue() -> None:
     }
 
     assert used - set(CATALOGUE) == set()
+
+
+def test_every_log_event_of_the_catalogue_is_written_somewhere_and_told_in_the_docs() -> None:
+    source = "".join(p.read_text() for p in (ROOT / "service").rglob("*.py") if p.name != "logs.py")
+    reference = (ROOT / "docs" / "reference.md").read_text()
+
+    assert [event for event in CATALOGUE if f'"{event}"' not in source and event != "lib"] == []
+    assert [event for event in CATALOGUE if f"| `{event}` |" not in reference] == []
