@@ -66,9 +66,7 @@ async def start_run(services: Services, order: StartRun, principal: Principal) -
             return Started(UUID(earlier["run_id"]), replayed=True)
         run = await _take_turn(conn, run, order, principal, after)
         created = Fact(EventType.RUN_CREATED, principal.subject, _about(run))
-        run = replace(run, event_seq=0)
-        await runs.insert(conn, run, docs)
-        run, _ = await runs.save(conn, run, [created, queued(run, "created")], now=run.created_at)
+        run = await runs.insert(conn, run, docs, [created, queued(run, "created")])
         if order.idempotency is not None:
             await idempotency.answer(conn, run.tenant, order.idempotency.key, {"run_id": str(run.id)})
         after.wake.append(run)

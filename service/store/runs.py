@@ -24,28 +24,33 @@ def of_row(row: asyncpg.Record) -> Run:
     return Run(**values)
 
 
-async def insert(conn: Conn, run: Run, docs: Documents) -> None:
+async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -> Run:
+    """A new run with its documents and first events, in one statement: this is the start's hot path."""
+    run, first = chain(run, facts, at=run.created_at)
     await conn.execute(
         """
+        with docs as (
+            insert into run_documents (run_id, tenant, run_input, hitl_config, tool_config, sealed, callback_url)
+            values ($1, $2, $27, $28, $29, $30, $31)),
+        first as (
+            insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
+            select $1, $2, e.* from unnest($32::bigint[], $33::timestamptz[], $34::text[], $35::text[], $36::json[],
+                $37::text[], $38::text[]) as e)
         insert into runs (id, tenant, status, step, version, fencing_token, due_at, status_since, woken_at,
             event_seq, event_hash, asked, provider, tool, submitter, user_id, session_id, priority, queues,
-            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent)
+            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-            $20, $21, $22, $23, $24, $25)
+            $20, $21, $22, $23, $24, $25, $26)
         """,
         run.id, run.tenant, run.status, run.step, run.version, run.fencing_token, run.due_at, run.status_since,
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
-        run.deadline_at, run.estimated_usd, run.request_id, run.traceparent,
+        run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
+        docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
+        [e.seq for e in first], [e.at for e in first], [e.type for e in first], [e.actor for e in first],
+        [e.data for e in first], [e.prev_hash for e in first], [e.hash for e in first],
     )  # fmt: skip
-    await conn.execute(
-        """
-        insert into run_documents (run_id, tenant, run_input, hitl_config, tool_config, sealed, callback_url)
-        values ($1, $2, $3, $4, $5, $6, $7)
-        """,
-        run.id, run.tenant, docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed,
-        docs.callback_url,
-    )  # fmt: skip
+    return run
 
 
 async def get(conn: Conn, tenant: str, run_id: UUID) -> Run | None:
