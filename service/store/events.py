@@ -1,21 +1,25 @@
 """Rows of `events`: appended with the change that made them true, never changed."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from service.domain.event import Event
 from service.store.database import Conn
 
 
-async def insert(conn: Conn, appended: Sequence[Event]) -> None:
-    if appended:
-        await conn.executemany(
-            """
-            insert into events (run_id, seq, tenant, type, at, actor, data, prev_hash, hash)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-            """,
-            [(e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash) for e in appended],
-        )
+def columns(appended: Sequence[Event]) -> tuple[list[Any], ...]:
+    """`seq, at, type, actor, data, prev_hash, hash` of the events as arrays, to go along in the statement that
+    writes their run: `unnest` of them is `(bigint, timestamptz, text, text, json, text, text)`."""
+    return (
+        [e.seq for e in appended],
+        [e.at for e in appended],
+        [e.type for e in appended],
+        [e.actor for e in appended],
+        [e.data for e in appended],
+        [e.prev_hash for e in appended],
+        [e.hash for e in appended],
+    )
 
 
 async def after(conn: Conn, tenant: str, run_id: UUID, seq: int, *, limit: int) -> list[Event]:

@@ -47,8 +47,7 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
         docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
-        [e.seq for e in first], [e.at for e in first], [e.type for e in first], [e.actor for e in first],
-        [e.data for e in first], [e.prev_hash for e in first], [e.hash for e in first],
+        *events.columns(first),
     )  # fmt: skip
     return run
 
@@ -126,6 +125,10 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     run, appended = chain(run, facts, at=now)
     await conn.execute(
         """
+        with appended as (
+            insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
+            select $1, $27, e.* from unnest($28::bigint[], $29::timestamptz[], $30::text[], $31::text[],
+                $32::json[], $33::text[], $34::text[]) as e)
         update runs set status = $2, step = $3, version = version + 1, fencing_token = $4, lease_until = $5,
             worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
             released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,
@@ -136,9 +139,9 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
-        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now,
+        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
+        *events.columns(appended),
     )  # fmt: skip
-    await events.insert(conn, appended)
     return run, appended
 
 
