@@ -220,9 +220,7 @@ class HITLOrchestrator:
             now = self._services.db.now()
             question = opened(run, held.docs, held.call, action, now=now)
             armed = question.expires_at <= now + timedelta(seconds=self._services.horizon_s)
-            await approvals.insert(conn, question)
-            if armed:
-                await approvals.save(conn, replace(question, armed=True))
+            await approvals.insert(conn, replace(question, armed=armed))
             data = {
                 "approval_id": str(question.id),
                 "checkpoint_type": question.checkpoint_type,

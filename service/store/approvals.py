@@ -44,13 +44,14 @@ async def insert(conn: Conn, a: Approval) -> None:
         """
         insert into approvals (id, tenant, run_id, checkpoint_type, status, reasons, message, context, schema,
             payload_sha256, user_id, session_id, submitter, reviewers, on_timeout, timeout_s, escalate_to,
-            remind_after_s, remind_at, created_at, expires_at, callback_url)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+            remind_after_s, remind_at, created_at, expires_at, callback_url, armed)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+            $23)
         """,
         a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), a.message, a.context, a.schema,
         a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
         a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
-        a.created_at, a.expires_at, a.callback_url,
+        a.created_at, a.expires_at, a.callback_url, a.armed,
     )  # fmt: skip
 
 
