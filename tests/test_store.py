@@ -83,7 +83,7 @@ async def test_a_migration_that_was_edited_after_it_was_applied_is_refused(serve
     await conn.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def full(servers: Servers) -> AsyncIterator[Database]:
     """A database with 100,000 runs and as many approvals, most of them over."""
     url = await made(servers, "full_of_runs")

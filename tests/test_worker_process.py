@@ -60,7 +60,7 @@ async def ended(child: "subprocess.Popen[bytes]") -> int:
         return await asyncio.to_thread(child.wait, 15)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def place(servers: Servers) -> AsyncIterator[Runtime]:
     admin = await asyncpg.connect(servers.database_url)
     await admin.execute("create database worked")
