@@ -188,7 +188,7 @@ def test_servers_stop_after_the_last_lease_and_not_before_whatever_its_children_
         assert child.poll() is None
         child.kill()
 
-    assert 1.5 < time.monotonic() - ended_at < 6
+    assert 1.5 < time.monotonic() - ended_at < 20
 
 
 def test_a_killed_holder_does_not_keep_the_servers_alive(data: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_schema_that_does_not_compile_alone_and_small_is_refused(schema: Any) 
     with pytest.raises(BadSchema):
         check(schema)
 
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
