@@ -10,7 +10,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test fmt lock clean
+.PHONY: help setup run demo test chaos fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ test: setup ## format, lint, types, import contracts, then the tests (ARGS go to
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+
+chaos: setup ## everything that can die is killed under 2,000 runs, then counted (about 5 minutes)
+	$(BIN)/python -m tests.chaos.suite --runs 2000 $(ARGS)
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -23,6 +23,7 @@ _AWAY: Final = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection raises whose server died under it
     TimeoutError,
 )
 ACQUIRE_TIMEOUT_S: Final = 10.0
