@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --no-header $(ARGS)
+	--generate-hashes --no-header $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test chaos fmt lock clean

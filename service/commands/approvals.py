@@ -18,9 +18,7 @@ from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Rev
 from service.domain.principal import Principal
 from service.domain.run import Run, Step, cancel, check_live, woken
 from service.errors import (
-    AlreadyDecided,
     AmbiguousApproval,
-    ApprovalExpired,
     Conflict,
     HitlError,
     NoOpenApproval,
@@ -102,7 +100,7 @@ async def decide(
             if run is not None and current.is_open:
                 check_live(run)
             verdict = rules.judge(current, order, principal, now=services.db.now(), channel=channel)
-        except (Conflict, ApprovalExpired) as refusal:
+        except Conflict as refusal:
             raise _naming(refusal, current, run) from None
         run = await _take(conn, services, verdict, run, after)
     _log(verdict.approval, principal.subject, order.action)
@@ -333,9 +331,8 @@ def _fact(approval: Approval, verdict: Verdict) -> Fact:
 
 def _naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
     """The refusal with what a caller needs to see: the approval as it stands, and its run's status."""
-    named = AlreadyDecided(refusal.detail) if type(refusal) is AlreadyDecided else refusal
-    named.extra = {**named.extra, "approval": current, "run_status": run.status if run else None}
-    return named
+    refusal.extra |= {"approval": current, "run_status": run.status if run else None}
+    return refusal
 
 
 def _hash(payload: Any) -> str | None:
