@@ -20,7 +20,7 @@ from service.commands.context import After, Services, carry_out, finish, queued
 from service.domain import attachments, form, patch, payload, policy
 from service.domain import schema as schemas
 from service.domain.approval import Approval, ApprovalStatus
-from service.domain.call import CallStatus, Outcome, ProviderCall, Unreachable, backoff, settled
+from service.domain.call import CallStatus, Description, Outcome, ProviderCall, Unreachable, backoff, settled
 from service.domain.canonical import canonical, payload_sha256, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.ids import uuid7
@@ -165,6 +165,7 @@ class HITLOrchestrator:
     async def _build(self, held: Held) -> None:
         """Make the payload in memory; it is written with the first thing that comes of it."""
         about = await held.provider.describe(held.docs.tool_config)
+        assert isinstance(about, Description)  # the two local providers know their tools
         built = payload.build(material(held.docs.run_input), schema=about.schema, example=about.example)
         schema = payload.effective_schema(about.schema, about.example)
         description = {

@@ -64,12 +64,15 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
+    """`files`: URLs inside `output` that the provider will delete, to be copied before the run completes."""
+
     output: JSON
     raw: JSON
     provider_ref: str | None = None
     quality: float | None = None
     safety_flags: Sequence[str] = ()
     cost_usd: float | None = None
+    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from service.domain.call import (
     Unreachable,
 )
 from service.providers.config import Cost, Schema, ToolConfig, checked
-from service.providers.protocol import Request
+from service.providers.protocol import Provider, Request
 
 
 class EchoFailure(BaseModel):
@@ -37,7 +37,7 @@ class EchoConfig(ToolConfig):
     fail: list[EchoFailure] = []
 
 
-class EchoProvider:
+class EchoProvider(Provider):
     """`fail` is consumed one a call: try n of call m meets the entry that all tries before it have left."""
 
     name = "echo"

@@ -24,7 +24,7 @@ from service.domain.call import (
 from service.domain.canonical import JSON
 from service.providers.config import Cost, Schema, ToolConfig, checked
 from service.providers.guard import BlockedAddress
-from service.providers.protocol import Request
+from service.providers.protocol import Provider, Request
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 _OURS: Final = frozenset({"content-length", "transfer-encoding", "host", "connection", "idempotency-key"})
@@ -57,7 +57,7 @@ class HttpConfig(ToolConfig):
     estimated_cost_usd: Cost | None = None
 
 
-class HttpProvider:
+class HttpProvider(Provider):
     """`client` must be guarded: the address was chosen by whoever started the run."""
 
     name = "http"
