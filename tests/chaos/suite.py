@@ -396,42 +396,83 @@ class Faults:
         self.report.faults[name] = self.report.faults.get(name, 0) + 1
         self.report.timeline.append((round(time.monotonic() - self.began, 2), f"{name} {where}".strip()))
 
-    def worker(self) -> str:
-        return self.rng.choice(["worker-a", "worker-b"])
-
     async def kill_worker(self) -> None:
+        await self.at_work("worker-a")
         self.note("kill worker", "worker-a")
         self.stack.signal("worker-a", signal.SIGKILL)
 
     async def term_worker(self) -> None:
+        await self.at_work("worker-b")
         self.note("SIGTERM worker", "worker-b")
         self.stack.signal("worker-b", signal.SIGTERM)
+
+    async def freeze_worker(self) -> None:
+        name = self.rng.choice(["worker-a", "worker-b"])
+        await self.at_work(name)
+        self.note("freeze worker", name)
+        self.stack.signal(name, signal.SIGSTOP)
+        await asyncio.sleep(LEASE_S + 2)
+        self.stack.signal(name, signal.SIGCONT)
+
+    async def at_work(self, name: str) -> None:
+        """Until this worker holds a run, so that the fault meets one; not for ever, since the load may be over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while not await self.holds(name):
+                    await asyncio.sleep(0.01)
+
+    async def holds(self, name: str) -> bool:
+        process = self.stack.children[name].process
+        assert process is not None
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            conn = await asyncpg.connect(self.stack.servers.database_url, timeout=5)
+            try:
+                query = "select exists (select from runs where split_part(worker_id, ':', 2) = $1)"
+                return bool(await conn.fetchval(query, str(process.pid)))
+            finally:
+                conn.terminate()
+        return False
 
     async def kill_web(self) -> None:
         self.note("kill web")
         self.stack.signal("web", signal.SIGKILL)
 
-    async def freeze_worker(self) -> None:
-        name = self.worker()
-        self.note("freeze worker", name)
-        self.stack.signal(name, signal.SIGSTOP)
-        await asyncio.sleep(LEASE_S + 2)
-        self.stack.signal(name, signal.SIGCONT)
+    async def restart_all(self) -> None:
+        """What a deploy does: each process is asked to stop, one after another, and comes back."""
+        self.note("rolling restart")
+        for name, child in self.stack.children.items():
+            before = child.process
+            assert before is not None
+            self.stack.signal(name, signal.SIGTERM)
+            while child.process is before:
+                await asyncio.sleep(0.02)
 
     async def flush(self) -> None:
         self.note("FLUSHALL")
         async with redis.asyncio.Redis.from_url(self.stack.servers.redis_url) as conn:
             await conn.flushall()
 
-    async def kill_valkey(self) -> None:
-        pid = (await self.stack.pids()).valkey_pid
+    async def restart_valkey(self) -> None:
         self.note("kill Valkey")
+        os.kill((await self.stack.pids()).valkey_pid, signal.SIGKILL)
+
+    async def restart_valkey_empty(self) -> None:
+        pid = (await self.stack.pids()).valkey_pid
+        self.note("FLUSHALL and kill Valkey")
+        async with redis.asyncio.Redis.from_url(self.stack.servers.redis_url) as conn:
+            await conn.flushall()
         os.kill(pid, signal.SIGKILL)
 
     async def kill_postgres(self) -> None:
+        await self.end_postgres("kill Postgres", signal.SIGKILL)
+
+    async def stop_postgres(self) -> None:
+        await self.end_postgres("stop Postgres", signal.SIGINT)  # its fast shutdown
+
+    async def end_postgres(self, name: str, number: signal.Signals) -> None:
         pid = (await self.stack.pids()).postgres_pid
-        self.note("kill Postgres")
-        os.kill(pid, signal.SIGKILL)
+        self.note(name)
+        os.kill(pid, number)
         self.watching.append(asyncio.create_task(self.until_postgres_is_back(time.time())))
 
     async def until_postgres_is_back(self, killed_at: float) -> None:
@@ -447,8 +488,8 @@ class Faults:
     async def go(self, until: float) -> None:
         """Every fault once in an order of the seed's, round after round; the first round is always whole."""
         kinds: list[Callable[[], Awaitable[None]]] = [
-            self.kill_worker, self.term_worker, self.kill_web, self.freeze_worker, self.flush, self.kill_valkey,
-            self.kill_postgres,
+            self.kill_worker, self.term_worker, self.freeze_worker, self.kill_web, self.restart_all, self.flush,
+            self.restart_valkey, self.restart_valkey_empty, self.kill_postgres, self.stop_postgres,
         ]  # fmt: skip
         first = True
         while first or time.monotonic() < until:
@@ -464,8 +505,11 @@ class Faults:
 # --- the whole ----------------------------------------------------------------------------------------------
 
 
-async def run_chaos(runs: int, seconds: float, folder: Path, seed: int) -> Report:
-    """`runs` runs started over `seconds`, with faults all the while; the report, also written to `folder`."""
+async def run_chaos(runs: int, seconds: float, folder: Path, seed: int, *, timed: bool = True) -> Report:
+    """`runs` runs started over `seconds`, with faults all the while; the report, also written to `folder`.
+
+    `timed`: a run that stood still for too long is a problem; not on a machine that is busy with other tests.
+    """
     os.makedirs(folder, exist_ok=True)
     report = Report(seed=seed, runs=runs)
     began = time.monotonic()
@@ -497,6 +541,8 @@ async def run_chaos(runs: int, seconds: float, folder: Path, seed: int) -> Repor
                 task.cancel()
             report.took_s = round(time.monotonic() - began, 1)
             await _check(report, found.servers, provider, clients)
+            if timed:
+                _judge_time(report)
     finally:
         server.close()
     report.write(folder)
@@ -690,6 +736,9 @@ def _judge(report: Report, zombies: list[str]) -> None:
     report.problems += [f"zombie: {line}" for line in zombies]
     if report.recovered and not report.take_overs_seen:
         report.problems.append("the audit of writes does not work: it saw no take-over")
+
+
+def _judge_time(report: Report) -> None:
     if (stood_ms := report.longest_stand_still_with_postgres_ms) > FROZEN_LIMIT_MS:
         report.problems.append(f"a run stood still for {stood_ms} ms, Postgres being there (limit {FROZEN_LIMIT_MS})")
 
