@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.api import openapi, problems
+from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
 from service.errors import HitlError
@@ -40,12 +41,15 @@ def create_app(settings: Settings | None = None) -> Starlette:
     given = require_or_exit(settings or load_or_exit())
     logs.configure(process="web", level=given.log_level, fmt=given.log_format)
 
+    leaving = Leaving()
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
             app.state.services = runtime.services
             app.state.auth_required = given.auth_required
-            yield
+            with leaving.on_sigterm(runtime.services.notifier.leave):
+                yield
 
     static = resources.files("service.api") / "static"
     return Starlette(
@@ -55,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Route("/docs", _docs),
             Mount("/docs/static", StaticFiles(directory=str(static))),
         ],
-        middleware=[Middleware(RequestContext)],
+        middleware=[Middleware(RequestContext, leaving=leaving)],
         exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
         lifespan=lifespan,
     )
@@ -76,13 +80,15 @@ async def _docs(request: Request) -> Response:
 class RequestContext:
     """Ids in and out, one line a request, and the wall behind which no exception text passes."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, leaving: Leaving) -> None:
         self._app = app
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._leaving.asked()
         request = Request(scope)
         ids = _ids(request)
         state: dict[str, Any] = scope.setdefault("state", {})
@@ -94,7 +100,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_headers(ids)]
+                close = [(b"connection", b"close")] if self._leaving.begun else []
+                message["headers"] = [*message["headers"], *_headers(ids), *close]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):

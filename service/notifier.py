@@ -4,7 +4,7 @@ whoever is hinted at looks into Postgres. With Redis away, followers poll slowly
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -48,6 +48,7 @@ class Notifier:
         self._followers: dict[UUID, set[asyncio.Event]] = {}
         self._stops: list[Callable[[UUID], None]] = []
         self._away_until = 0.0
+        self.leaving = False
 
     async def notify(self, subject: UUID) -> None:
         """Say that a run or an approval changed. Call it after the commit; a failure is only a delay."""
@@ -85,6 +86,30 @@ class Notifier:
             if not followers:
                 del self._followers[subject]
 
+    async def wait_until(
+        self, subject: UUID, look: Callable[[], Awaitable[T]], done: Callable[[T], bool], *, timeout_s: float
+    ) -> T:
+        """Look until `done`, until the time is out, or until this process leaves; returns what was seen last.
+
+        Between hints it looks again every second, for the hints that were lost.
+        """
+        end = time.monotonic() + timeout_s
+        with self.follow(subject) as changed:
+            while True:
+                changed.clear()
+                seen = await look()
+                left = end - time.monotonic()
+                if done(seen) or left <= 0 or self.leaving:
+                    return seen
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, SLOW_POLL_S)):
+                        await changed.wait()
+
+    def leave(self) -> None:
+        """This process is about to end: whoever waits gets what there is."""
+        self.leaving = True
+        self._heard(b"")
+
     def on_stop(self, heard: Callable[[UUID], None]) -> None:
         """Call `heard` for every run that was ended from outside."""
         self._stops.append(heard)
@@ -117,28 +142,3 @@ class Notifier:
     def _tell(self, subject: UUID) -> None:
         for event in self._followers.get(subject, ()):
             event.set()
-
-
-async def wait_until(
-    look: Callable[[], Awaitable[T]],
-    done: Callable[[T], bool],
-    changed: asyncio.Event,
-    *,
-    timeout_s: float,
-) -> T:
-    """Look until `done` or until the time is out; returns what was seen last.
-
-    Between hints it looks again every second, for the hints that were lost.
-    """
-    end = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        changed.clear()
-        seen = await look()
-        left = end - asyncio.get_running_loop().time()
-        if done(seen) or left <= 0:
-            return seen
-        try:
-            async with asyncio.timeout(min(left, SLOW_POLL_S)):
-                await changed.wait()
-        except TimeoutError:
-            continue

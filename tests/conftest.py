@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def process(*args: str, env: dict[str, str], log: Path) -> Iterator[subprocess.P
                 child.kill()
 
 
+WEB = ("uvicorn", "--factory", "service.app:create_app", "--no-access-log", "--log-level", "warning")
 WORKER = ("arq", "worker_settings.WorkerSettings", "--custom-log-dict", "service.logs.ARQ_LOG_CONFIG")
 
 
@@ -90,9 +91,8 @@ WORKER = ("arq", "worker_settings.WorkerSettings", "--custom-log-dict", "service
 def web(env: dict[str, str], folder: Path, name: str = "web") -> Iterator[str]:
     """A web process that answers /readyz; its base URL."""
     port = free_port()
-    args = ("uvicorn", "--factory", "service.app:create_app", "--port", str(port), "--no-access-log")
     log = folder / f"{name}.log"
-    with process(*args, "--log-level", "warning", env={**env, "HITL_PORT": str(port)}, log=log) as child:
+    with process(*WEB, "--port", str(port), env={**env, "HITL_PORT": str(port)}, log=log) as child:
         url = f"http://127.0.0.1:{port}"
         until_ready(url, child, log)
         yield url
@@ -136,16 +136,27 @@ async def client(stack: Stack) -> AsyncIterator[httpx2.AsyncClient]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def quiet(servers: Servers) -> AsyncIterator[Runtime]:
     """The service's inside with nobody at work: a database and a Redis database of its own."""
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute("create database quiet")
-    await admin.close()
-    url = servers.database_url.replace("/postgres?", "/quiet?")
+    async with own_runtime(servers, "quiet", redis_db=1) as runtime:
+        yield runtime
+
+
+@asynccontextmanager
+async def own_runtime(servers: Servers, name: str, *, redis_db: int) -> AsyncIterator[Runtime]:
+    """The service's inside on a new database of that name, once a session, and a Redis database of its own."""
+    url = await new_database(servers, name)
     await migrate(url)
-    settings = Settings(
-        database_url=url, redis_url=f"{servers.redis_url}?db=1", hitl_secret_key=servers.secret_key, _env_file=None
-    )
+    redis_url = f"{servers.redis_url}?db={redis_db}"
+    settings = Settings(database_url=url, redis_url=redis_url, hitl_secret_key=servers.secret_key, _env_file=None)
     async with open_runtime(settings, process="test") as runtime:
         yield runtime
+
+
+async def new_database(servers: Servers, name: str) -> str:
+    """A new, empty database; its URL."""
+    admin = await asyncpg.connect(servers.database_url)
+    await admin.execute(f"create database {name}")
+    await admin.close()
+    return servers.database_url.replace("/postgres?", f"/{name}?")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -17,6 +17,7 @@ from service.store.approvals import InboxFilter
 from service.store.database import Conn, Database
 from service.store.migrate import LOCK_KEY, MigrationError, migrate, migrations, pending
 from service.store.runs import RunFilter
+from tests.conftest import new_database
 
 ROWS = 100_000
 
@@ -45,16 +46,8 @@ from (select *, row_number() over () as n from runs) r;
 """
 
 
-async def made(servers: Servers, name: str) -> str:
-    """A new, empty database; its URL."""
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute(f"create database {name}")
-    await admin.close()
-    return servers.database_url.replace("/postgres?", f"/{name}?")
-
-
 async def test_two_migrations_at_once_are_safe_and_another_does_nothing(servers: Servers) -> None:
-    url = await made(servers, "twice")
+    url = await new_database(servers, "twice")
     names = [migration.name for migration in migrations()]
     assert names
     assert sorted(await asyncio.gather(migrate(url), migrate(url))) == [[], names]
@@ -66,14 +59,14 @@ async def test_two_migrations_at_once_are_safe_and_another_does_nothing(servers:
 
 
 async def test_a_database_that_was_never_migrated_says_what_is_pending(servers: Servers) -> None:
-    url = await made(servers, "bare")
+    url = await new_database(servers, "bare")
     conn = await asyncpg.connect(url)
     assert await pending(conn) == [migration.name for migration in migrations()]
     await conn.close()
 
 
 async def test_a_migration_that_was_edited_after_it_was_applied_is_refused(servers: Servers) -> None:
-    url = await made(servers, "edited")
+    url = await new_database(servers, "edited")
     await migrate(url)
     conn = await asyncpg.connect(url)
     await conn.execute("update schema_migrations set checksum = 'of another text'")
@@ -86,7 +79,7 @@ async def test_a_migration_that_was_edited_after_it_was_applied_is_refused(serve
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def full(servers: Servers) -> AsyncIterator[Database]:
     """A database with 100,000 runs and as many approvals, most of them over."""
-    url = await made(servers, "full_of_runs")
+    url = await new_database(servers, "full_of_runs")
     await migrate(url)
     conn = await asyncpg.connect(url)
     await conn.execute("set synchronous_commit = off")

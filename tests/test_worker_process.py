@@ -8,16 +8,24 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
 import pytest_asyncio
 
 from service.embedded import Servers
-from service.runtime import Runtime, open_runtime
-from service.settings import Settings
+from service.runtime import Runtime
 from service.store import workers
-from service.store.migrate import migrate
 from tests.acting import Gated, becomes, begin, look, sql, story, within
-from tests.conftest import ASK_ALWAYS, WORKER, Provider, base_env, echo, eventually, free_port, http_tool, process
+from tests.conftest import (
+    ASK_ALWAYS,
+    WORKER,
+    Provider,
+    base_env,
+    echo,
+    eventually,
+    free_port,
+    http_tool,
+    own_runtime,
+    process,
+)
 
 
 @dataclass
@@ -61,15 +69,7 @@ async def ended(child: "subprocess.Popen[bytes]") -> int:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def place(servers: Servers) -> AsyncIterator[Runtime]:
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute("create database worked")
-    await admin.close()
-    url = servers.database_url.replace("/postgres?", "/worked?")
-    await migrate(url)
-    settings = Settings(
-        database_url=url, redis_url=f"{servers.redis_url}?db=2", hitl_secret_key=servers.secret_key, _env_file=None
-    )
-    async with open_runtime(settings, process="test") as runtime:
+    async with own_runtime(servers, "worked", redis_db=2) as runtime:
         yield runtime
 
 

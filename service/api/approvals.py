@@ -28,7 +28,6 @@ from service.domain.approval import Approval, Order
 from service.domain.ids import job_id, parse_id
 from service.domain.principal import Permission
 from service.errors import HitlError, Invalid, NotFound
-from service.notifier import wait_until
 from service.store import approvals
 
 
@@ -58,8 +57,10 @@ async def get_approval(call: Call) -> Reply:
         async with call.services.db.connection() as conn:
             return await approvals.get(conn, call.principal.tenant, approval_id)
 
-    with call.services.notifier.follow(approval_id) as changed:
-        found = await wait_until(look, lambda seen: seen is None or not seen.is_open, changed, timeout_s=query.wait)
+    def done(seen: Approval | None) -> bool:
+        return seen is None or not seen.is_open
+
+    found = await call.services.notifier.wait_until(approval_id, look, done, timeout_s=query.wait)
     if found is None:
         raise NotFound("no such approval")
     return Reply(approval_view(found))

@@ -43,7 +43,10 @@ async def healthz(call: Call) -> Reply:
 
 
 async def readyz(call: Call) -> Reply:
-    """Whether requests can be taken. Redis away only delays, so it is told but does not count."""
+    """Whether requests can be taken. Redis away only delays, so it is told but does not count; a process that was
+    told to stop says so, for balancers to look elsewhere."""
+    if call.services.notifier.leaving:
+        return Reply({"status": "leaving", "dependencies": {}}, 503)
     postgres, redis = await asyncio.gather(_postgres(call), call.services.queue.ping())
     ready = postgres == "ok"
     states = {"postgres": postgres, "redis": "ok" if redis else "away"}

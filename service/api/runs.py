@@ -35,7 +35,6 @@ from service.domain.policy import HitlConfig, dump
 from service.domain.principal import Permission
 from service.domain.run import LIVE, Run
 from service.errors import Invalid, NotFound
-from service.notifier import wait_until
 from service.store import approvals, events, runs
 from service.store.runs import RunFilter
 
@@ -122,8 +121,7 @@ async def get_run(call: Call) -> Reply:
         return run is None or run.final or run.status == "awaiting_human"
 
     if query.wait:
-        with call.services.notifier.follow(run_id) as changed:
-            await wait_until(look, done, changed, timeout_s=query.wait)
+        await call.services.notifier.wait_until(run_id, look, done, timeout_s=query.wait)
     return Reply(await _view(call, run_id))
 
 

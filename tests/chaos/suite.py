@@ -34,7 +34,7 @@ from service.cli.processes import Child
 from service.domain.event import rfc3339
 from service.embedded import Servers, lease
 from service.store.migrate import migrate
-from tests.conftest import WORKER, _response, base_env, free_port, http_tool, run_body
+from tests.conftest import WEB, WORKER, _response, base_env, free_port, http_tool, run_body
 
 LEASE_S = 4.0
 SWEEP_S = 1.0
@@ -42,7 +42,6 @@ PAUSE_S = (1.2, 2.4)  # between two faults: the next one often meets the repair 
 CALL_S = (0.05, 0.4)
 FROZEN_LIMIT_MS = round((LEASE_S + SWEEP_S + 1) * 1000)
 FINAL = ("completed", "failed", "cancelled")
-WEB = ("uvicorn", "--factory", "service.app:create_app", "--no-access-log", "--log-level", "warning")
 WITH_PID = 'DATABASE_URL="$DATABASE_URL&chaos.pid=$$" exec "$@"'
 
 # Every connection of a worker says which process it is. Whoever writes to a run that another process holds,
