@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -23,6 +23,7 @@ from service.runtime import Runtime, open_runtime
 from service.settings import Settings
 from service.store.database import Conn, Database
 from service.store.migrate import migrate
+from service.worker import Heartbeat, Presence
 from tests.acting import Gated, becomes, begin, look, sql, story, within, worker
 from tests.conftest import WORKER, Provider, base_env, echo, eventually, http_tool, process
 
@@ -215,3 +216,31 @@ async def test_a_lost_claim_is_taken_up_by_one_of_those_who_ask(house: House, pr
     assert outcomes.count("completed") == 1
     assert len(provider.seen) == 1
     await db.close()
+
+
+async def test_an_exhausted_pool_does_not_cost_a_worker_its_leases(house: House, gated: Gated) -> None:
+    runtime = house.runtime
+    run_id = await begin(runtime, http_tool(gated.url))
+    hand = worker(runtime)
+    call = asyncio.create_task(hand.advance(run_id))
+    await within(gated.arrived)
+    presence = Presence(runtime, "w1")
+    holding = asyncio.create_task(presence.hold())
+
+    async def held() -> bool:
+        return bool(await sql(runtime, "select count(*) from workers where id = 'w1' and lock_id is not null"))
+
+    await eventually(held, "the lock")
+    before = await look(runtime, run_id)
+    async with AsyncExitStack() as load:
+        for _ in range(10):
+            await load.enter_async_context(runtime.services.db.connection())
+        await Heartbeat(runtime, hand, "w1", presence).once()
+    after = await look(runtime, run_id)
+    assert before.lease_until is not None
+    assert after.lease_until is not None
+    assert after.lease_until != before.lease_until
+    gated.opened.set()
+    assert await call == "completed"
+    holding.cancel()
+    await sql(runtime, "delete from workers")
