@@ -5,6 +5,8 @@ Everything here may fail or be lost: the state is committed before, and the swee
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -82,6 +84,14 @@ def connect(url: str, *, max_connections: int = 20) -> ArqRedis:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What Redis knows of a job: whether it stands in the queue, and whether arq counts it as running."""
+
+    queued: bool
+    in_progress: bool
+
+
 class RunQueue:
     def __init__(self, redis: ArqRedis, *, horizon_s: float) -> None:
         self._redis = redis
@@ -114,26 +124,43 @@ class RunQueue:
         name = f"approval:{approval_id}:remind:{round(remind_at.timestamp() * 1000)}"
         return await self._send("remind_approval", str(approval_id), name=name, at=remind_at)
 
-    async def stuck(self, name: str) -> bool:
-        """Whether arq counts this job as running. Its worker may have died between arq's mark and our claim."""
-        if time.monotonic() < self._away_until:
-            return False
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                return bool(await self._redis.exists(in_progress_key_prefix + name))
-        except (RedisError, OSError, TimeoutError):
-            self._away_until = time.monotonic() + AWAY_S
-            return False
+    @property
+    def away(self) -> bool:
+        """Redis did not answer a moment ago: hundreds that follow must not wait out each of them."""
+        return time.monotonic() < self._away_until
 
-    async def forget(self, name: str) -> None:
-        """Remove what a dead job left in Redis: it would cost every poll of every worker."""
+    async def known(self, names: Sequence[str]) -> list[Mark] | None:
+        """What Redis knows of each of these jobs; None when it is away.
+
+        A job that arq counts as running may be one whose worker died between arq's mark and our claim.
+        """
+        if not names:
+            return []
+        if self.away:
+            return None
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+                pipe.zmscore(QUEUE_NAME, list(names))
+                for name in names:
+                    pipe.exists(in_progress_key_prefix + name)
+                scores, *marks = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._missed(error)
+            return None
+        return [Mark(score is not None, bool(mark)) for score, mark in zip(scores, marks, strict=True)]
+
+    async def forget(self, *names: str) -> None:
+        """Remove what dead jobs left in Redis: each would cost every poll of every worker."""
+        if not names or self.away:
+            return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(QUEUE_NAME, name)
-                pipe.delete(job_key_prefix + name, in_progress_key_prefix + name, retry_key_prefix + name)
+                pipe.zrem(QUEUE_NAME, *names)
+                for name in names:
+                    pipe.delete(job_key_prefix + name, in_progress_key_prefix + name, retry_key_prefix + name)
                 await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
-            log.info("queue.wake_failed", error=type(error).__name__)
+            self._missed(error)
 
     async def ping(self) -> bool:
         try:
@@ -148,7 +175,7 @@ class RunQueue:
         return now - (_DECIDED_FIRST if started else (run.priority + 10) * _DAY)
 
     async def _send(self, function: str, *args: Any, name: str, at: datetime) -> bool:
-        if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
+        if self.away:
             return False
         expires = max(timedelta(0), at - datetime.now(UTC)) + timedelta(milliseconds=EXPIRES_EXTRA_MS)
         try:
@@ -158,6 +185,9 @@ class RunQueue:
                     await self._redis.publish(WAKE_CHANNEL, b"1")
                 return job is not None
         except (RedisError, OSError, TimeoutError) as error:
-            self._away_until = time.monotonic() + AWAY_S
-            log.warning("queue.wake_failed", error=type(error).__name__)
+            self._missed(error)
             return False
+
+    def _missed(self, error: Exception) -> None:
+        self._away_until = time.monotonic() + AWAY_S
+        log.warning("queue.wake_failed", error=type(error).__name__)

@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from service import logs
 from service.arq_worker import DRAINING
-from service.commands import approvals, timers
+from service.commands import expiry, timers
 from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.orchestrator import HITLOrchestrator
@@ -59,13 +59,13 @@ async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
 async def expire_approval(ctx: dict[str, Any], approval_id: str) -> None:
     process: Process = ctx["process"]
     with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(approvals.expire(process.runtime.services, UUID(approval_id)))
+        await _unless_away(expiry.expire_on_time(process.runtime.services, UUID(approval_id)))
 
 
 async def remind_approval(ctx: dict[str, Any], approval_id: str) -> None:
     process: Process = ctx["process"]
     with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(approvals.remind(process.runtime.services, UUID(approval_id)))
+        await _unless_away(expiry.remind_on_time(process.runtime.services, UUID(approval_id)))
 
 
 JOBS: Final = (advance_run, expire_approval, remind_approval)
@@ -226,12 +226,16 @@ class Heartbeat:
 
 
 async def _sweep(runtime: Runtime) -> None:
-    try:
-        found = await timers.sweep(runtime.services)
-    except Unavailable:
-        return
-    if found.total():
-        log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+    """One pass, and others at once while there is more than a pass takes: an outage leaves much behind."""
+    more = True
+    while more:
+        try:
+            found = await timers.sweep(runtime.services)
+        except Unavailable:
+            return
+        if found.total():
+            log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+        more = timers.more(found)
 
 
 async def _hide_running(process: Process) -> None:
