@@ -5,9 +5,10 @@ Everything here may fail or be lost: the state is committed before, and the swee
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from inspect import signature
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
@@ -15,7 +16,9 @@ from uuid import UUID
 import orjson
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
-from redis.asyncio import BlockingConnectionPool, SSLConnection, UnixDomainSocketConnection
+from arq.cron import CronJob
+from arq.worker import Function
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -45,6 +48,37 @@ def serialize(job: dict[str, Any]) -> bytes:
 def deserialize(data: bytes) -> dict[str, Any]:
     job: dict[str, Any] = orjson.loads(data)
     return job
+
+
+def unreadable(data: bytes, functions: Mapping[str, Function | CronJob]) -> str | None:
+    """Why no worker can run the job with this data, or None for one of ours."""
+    try:
+        job: Any = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return "not JSON"
+    if not isinstance(job, dict) or not isinstance(job.get("f"), str):
+        return "not a job"
+    if job["f"] not in functions:
+        return "unknown function"
+    arguments, known = job.get("a"), list(signature(functions[job["f"]].coroutine).parameters.values())[1:]
+    if not isinstance(arguments, list) or job.get("k") != {} or len(arguments) != len(known):
+        return "wrong arguments"
+    if not isinstance(job.get("et"), int) or not isinstance(job.get("t"), int | None):
+        return "not a job"
+    fits = (isinstance(given, wanted.annotation) for given, wanted in zip(arguments, known, strict=True))
+    return None if all(fits) else "wrong arguments"
+
+
+async def remove(redis: Redis, *names: str | bytes) -> None:
+    """Take jobs out of the queue, with everything that arq keeps about them."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zrem(QUEUE_NAME, *names)
+        for name in names:
+            raw = name if isinstance(name, bytes) else name.encode()
+            pipe.delete(
+                *(prefix.encode() + raw for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix))
+            )
+        await pipe.execute()
 
 
 def connect(url: str, *, max_connections: int = 20) -> ArqRedis:
@@ -154,11 +188,8 @@ class RunQueue:
         if not names or self.away:
             return
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(QUEUE_NAME, *names)
-                for name in names:
-                    pipe.delete(job_key_prefix + name, in_progress_key_prefix + name, retry_key_prefix + name)
-                await pipe.execute()
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await remove(self._redis, *names)
         except (RedisError, OSError, TimeoutError) as error:
             self._missed(error)
 

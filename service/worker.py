@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from service import logs
-from service.arq_worker import DRAINING
+from service.arq_worker import BURY, DRAINING
 from service.commands import expiry, timers
 from service.domain.ids import uuid7
 from service.errors import Unavailable
@@ -24,7 +25,7 @@ from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
 from service.settings import load_settings
-from service.store import runs, workers
+from service.store import dead_jobs, runs, workers
 from service.store.database import Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
@@ -80,6 +81,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     orchestrator = HITLOrchestrator(runtime.services, worker_id=worker_id, lease_s=settings.hitl_lease_seconds)
     orchestrator.draining = ctx[DRAINING]
     runtime.services.notifier.on_stop(orchestrator.drop)
+    ctx[BURY] = partial(_bury, runtime, worker_id)
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)
@@ -259,6 +261,17 @@ async def _hide_running(process: Process) -> None:
 async def _leave(process: Process) -> None:
     async with process.runtime.services.db.connection() as conn:
         await workers.leave(conn, process.worker_id)
+
+
+async def _bury(runtime: Runtime, worker_id: str, job_id: str, cause: str) -> None:
+    """List a job that could not be run. With Postgres away it stands in the log only."""
+    name = "".join(c if c.isprintable() else "?" for c in job_id)[:200]
+
+    async def write() -> None:
+        async with runtime.services.db.transaction() as conn:
+            await dead_jobs.bury(conn, name, cause, worker_id)
+
+    await _unless_away(write())
 
 
 async def _unless_away(work: Awaitable[Any]) -> None:
