@@ -87,13 +87,16 @@ def _one_each(found: Sequence[Approval], held: dict[UUID, Run]) -> Due:
 
 
 async def left_s(conn: Conn, approval_id: UUID) -> tuple[float | None, float | None] | None:
-    """Seconds by Postgres's clock until an open approval expires, and until it is reminded of; None for any other."""
+    """Seconds by Postgres's clock until an open approval expires, and until it is reminded of; None for any other,
+    and for one whose run a newer release wrote."""
     row = await conn.fetchrow(
         """
         select extract(epoch from expires_at - clock_timestamp())::float8 as expires,
                extract(epoch from remind_at - clock_timestamp())::float8 as reminds
-        from approvals where id = $1 and status = 'pending' and clock_stopped_at is null
+        from approvals a where id = $1 and status = 'pending' and clock_stopped_at is null
+          and not exists (select from runs r where r.id = a.run_id and r.state_version > $2)
         """,
         approval_id,
+        STATE_VERSION,
     )
     return (row["expires"], row["reminds"]) if row else None
