@@ -448,8 +448,9 @@ class HITLOrchestrator:
     async def _hand_over(self, run_id: UUID, token: int) -> None:
         """Give the run back under a new token, for another worker to go on at once."""
         after = After.nothing()
-        try:
-            async with asyncio.timeout(HAND_OVER_TIMEOUT_S), self._services.db.transaction() as conn:
+
+        async def give_back() -> None:
+            async with self._services.db.transaction() as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 if run.status is RunStatus.PAUSED:
                     await self._put_down(conn, run)
@@ -457,10 +458,15 @@ class HITLOrchestrator:
                 now = self._services.db.now()
                 ready = woken(run, now=now, released_at=now)
                 await runs.save(conn, ready, [queued(ready, "handed_over")], now=now)
-                after.wake.append(ready)
+            after.wake.append(ready)
+
+        try:
+            async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+                await outlast(give_back, for_s=HAND_OVER_TIMEOUT_S)
         except (LeaseLost, HitlError, TimeoutError):
             return
-        log.info("run.handed_over", run_id=str(run_id))
+        if after.wake:
+            log.info("run.handed_over", run_id=str(run_id))
         await carry_out(self._services, after)
 
     def _log_steps(self, run: Run, passed: Sequence[Pass]) -> None:

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from service.commands.timers import sweep
 from service.domain.run import Run
 from service.embedded import Servers, lease
 from service.errors import Unavailable
@@ -244,3 +245,22 @@ async def test_an_exhausted_pool_does_not_cost_a_worker_its_leases(house: House,
     assert await call == "completed"
     holding.cancel()
     await sql(runtime, "delete from workers")
+
+
+async def test_a_run_that_was_given_back_unheard_is_nobodys_and_is_woken_by_the_sweep(
+    house: House, gated: Gated
+) -> None:
+    run_id = await begin(house.runtime, http_tool(gated.url))
+    db = Deaf(house.servers.database_url, deaf_at=4)
+    call = asyncio.create_task(worker(house.runtime, services=replace(house.runtime.services, db=db)).advance(run_id))
+    await within(gated.arrived)
+    call.cancel()  # what arq does when the drain's time is out
+    assert await call == "handed_over"
+    run = await look(house.runtime, run_id)
+    assert (run.status, run.lease_until) == ("queued", None)
+    await house.runtime.redis.flushdb()
+    await sql(house.runtime, "update runs set due_at = due_at - interval '4 s' where id = $1", run_id)
+    assert (await sweep(house.runtime.services))["woken"] >= 1
+    gated.opened.set()
+    assert await worker(house.runtime).advance(run_id) == "completed"
+    await db.close()
