@@ -6,25 +6,31 @@ this leans on are pinned by tests/test_arq_pins.py, arq itself by its exact vers
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import wraps
 from signal import Signals
 from typing import Any, Final
 
 import arq.worker
-from redis.exceptions import RedisError
+from arq.constants import job_key_prefix
+from redis.exceptions import RedisError, ResponseError
 
 from service.logs import get_logger
 from service.notifier import listen
-from service.queue import WAKE_CHANNEL
+from service.queue import WAKE_CHANNEL, remove, unreadable
 
 MAX_BACKOFF_S: Final = 2.0
 DRAINING: Final = "draining"
 WAKE: Final = "wake"
+BURY: Final = "bury"
 
 log = get_logger("arq")
 
 
 class Worker(arq.worker.Worker):
-    """arq's worker with a guarded poll. `ctx[DRAINING]` and `ctx[WAKE]` are events for our own jobs."""
+    """arq's worker with a guarded poll. `ctx[DRAINING]` and `ctx[WAKE]` are events for our own jobs.
+
+    A job that cannot be read or run is taken out of the queue and told to `ctx[BURY]`, with its id and the cause.
+    """
 
     _failures = 0
 
@@ -32,6 +38,8 @@ class Worker(arq.worker.Worker):
         self.ctx[DRAINING] = asyncio.Event()
         self.ctx[WAKE] = _wake
         self.ctx["worker"] = self
+        for function in self.functions.values():
+            function.coroutine = self._buried_when_it_fails(function.coroutine)
         await self._until_redis_answers()
         # owned here: it ends with the poll loop
         listener = self.loop.create_task(listen(self.pool, WAKE_CHANNEL, lambda _: _wake.set()))
@@ -60,6 +68,52 @@ class Worker(arq.worker.Worker):
             self._count_slots_anew()
         else:
             self._failures = 0
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """One at a time: what arq trips over in one must not keep the others from starting."""
+        for name in job_ids:
+            if self.job_counter >= self.max_jobs:
+                return
+            try:
+                await super().start_jobs([name])
+            except (RedisError, OSError, TimeoutError):
+                raise
+            except Exception as error:
+                self._count_slots_anew()
+                await self._bury(name, type(error).__name__)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        cause = await self._unreadable(job_id)
+        if cause is None:
+            await super().run_job(job_id, score)
+        else:
+            await self._bury(job_id.encode(), cause)
+
+    async def _unreadable(self, job_id: str) -> str | None:
+        try:
+            data = await self.pool.get(job_key_prefix + job_id)
+        except ResponseError:
+            return "not a job's key"
+        # without data it is one whose end crossed our look: arq forgets it, the sweep wakes what is due
+        return None if data is None else unreadable(data, self.functions)
+
+    async def _bury(self, name: bytes, cause: str) -> None:
+        log.error("job.buried", cause=cause)
+        await remove(self.pool, name)
+        if BURY in self.ctx:
+            await self.ctx[BURY](name.decode("utf-8", "backslashreplace"), cause)
+
+    def _buried_when_it_fails(self, run: Any) -> Any:
+        """The job's function; its fault is listed, and arq, which would log its arguments, hears nothing of it."""
+
+        @wraps(run)
+        async def guarded(ctx: dict[Any, Any], *args: Any) -> None:
+            try:
+                await run(ctx, *args)
+            except Exception as error:
+                await self._bury(ctx["job_id"].encode(), type(error).__name__)
+
+        return guarded
 
     def _reap(self) -> None:
         """Take finished tasks away before arq does: its `t.result()` would end the worker with a job's error."""

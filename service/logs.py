@@ -25,6 +25,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "run.handed_over": "a draining worker gave a run back",
     "job.started": "a worker began a job",
     "job.finished": "a worker ended a job: outcome, duration_ms",
+    "job.buried": "a job could not be read or run and was taken out of the queue; `hitl queue` lists it with its cause",
     "step.finished": "a step of a run is durable",
     "approval.requested": "a run or a program asks a human",
     "approval.decided": "a human, or silence, decided",

@@ -17,10 +17,11 @@ from structlog.contextvars import bind_contextvars
 
 from service.commands.callbacks import callback_url
 from service.commands.context import After, Services, carry_out, finish, queued
+from service.commands.outage import RETRY_S, outlast
 from service.domain import attachments, form, patch, payload, policy
 from service.domain import schema as schemas
 from service.domain.approval import Approval, ApprovalStatus
-from service.domain.call import CallStatus, Description, Outcome, ProviderCall, Unreachable, backoff, settled
+from service.domain.call import CallStatus, Description, Outcome, ProviderCall, Unreachable, backoff, settled, unsent
 from service.domain.canonical import canonical, payload_sha256, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.ids import uuid7
@@ -57,6 +58,7 @@ class Held:
     provider: Provider
     token: int
     built: bool = False
+    intending: bool = False  # a call's intent is being written: nothing of it was sent yet
 
 
 class HITLOrchestrator:
@@ -109,25 +111,65 @@ class HITLOrchestrator:
                 del self._live[run_id]
 
     async def _claim(self, run_id: UUID) -> Run | None:
+        """Take the run, if it is due. A claim whose answer was lost with the connection is taken up again."""
+        lost = False
+
+        async def claim() -> Run | None:
+            nonlocal lost
+            try:
+                async with self._services.db.connection() as conn:
+                    run = await runs.claim(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+                    if run is None and lost and run_id not in self._live:
+                        run = await runs.claim_mine(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+                    return run
+            except Unavailable:
+                lost = True
+                if self.draining.is_set():
+                    return None
+                raise
+
         try:
-            async with self._services.db.connection() as conn:
-                return await runs.claim(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+            return await outlast(claim, for_s=self._lease_s)
         except Unavailable:
             return None
 
     async def _work(self, run: Run) -> str:
-        async with self._services.db.connection() as conn:
-            docs = await runs.documents(conn, run.id)
-            call = await calls.get(conn, run.id, run.call_no)
-        provider = self._services.registry.by_tool(run.tool)
-        held = Held(run, docs, call, provider, run.fencing_token)
+        """Step after step. While Postgres is away nothing is given up: what its heartbeat cannot hold, it drops."""
+        held = await outlast(lambda: self._loaded(run), for_s=self._lease_s)
+        give_up = time.monotonic() + self._lease_s
         while True:
             if self.draining.is_set():
                 await self._hand_over(run.id, held.token)
                 return "handed_over"
-            outcome = await self._step(held)
+            try:
+                outcome = await self._step(held)
+            except Unavailable:
+                if time.monotonic() >= give_up:
+                    raise
+                held = await self._after_outage(held)
+                continue
             if outcome is not None:
                 return outcome
+            give_up = time.monotonic() + self._lease_s
+
+    async def _loaded(self, run: Run) -> Held:
+        async with self._services.db.connection() as conn:
+            docs = await runs.documents(conn, run.id)
+            call = await calls.get(conn, run.id, run.call_no)
+        return Held(run, docs, call, self._services.registry.by_tool(run.tool), run.fencing_token)
+
+    async def _after_outage(self, held: Held) -> Held:
+        await asyncio.sleep(RETRY_S)
+        return await outlast(lambda: self._reloaded(held), for_s=self._lease_s)
+
+    async def _reloaded(self, held: Held) -> Held:
+        """The run as it stands after an outage: the last write may be in it or not. Raises `LeaseLost`."""
+        async with self._services.db.transaction() as conn:
+            run = await runs.lock_held(conn, held.run.id, held.token)
+        fresh = await self._loaded(run)
+        if held.intending:
+            fresh.call = unsent(fresh.call, before=held.call)
+        return fresh
 
     async def _step(self, held: Held) -> str | None:
         """Do the next thing that is more than a pass; the passes before it share its transaction."""
@@ -244,17 +286,20 @@ class HITLOrchestrator:
         return "awaiting_human"
 
     async def _call(self, held: Held, passed: Sequence[Pass], action: Call) -> str | None:
+        held.intending = True
         request = await self._intend(held, passed, action)
+        held.intending = False
         if request is None:
             return "paused"
         started = time.monotonic()
         outcome = await held.provider.call(request)
-        took_ms = round((time.monotonic() - started) * 1000)
+        took_ms = max(1, round((time.monotonic() - started) * 1000))
         log.info(
             "provider.call", run_id=str(held.run.id), tenant=held.run.tenant, provider=held.provider.name,
             outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=request.number,
         )  # fmt: skip
-        return await self._settle(held, outcome, took_ms)
+        # an answer that was received is not thrown away because Postgres is away for a moment
+        return await outlast(lambda: self._settle(held, outcome, took_ms), for_s=self._lease_s)
 
     async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | None:
         """Write that the call is about to be made; only then may it be made."""
@@ -274,9 +319,9 @@ class HITLOrchestrator:
             await calls.intend(conn, call)
             data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
             facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
-            held.run, _ = await runs.save(conn, run, facts, now=now)
-            held.call = call
+            run, _ = await runs.save(conn, run, facts, now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, call  # after the commit: while it is not heard of, this stands as it was
         self._log_steps(held.run, passed)
         await carry_out(self._services, after)
         assert call.deadline_at is not None
@@ -309,15 +354,16 @@ class HITLOrchestrator:
                 facts = _told(run, stored, took_ms)
                 if stored.status is CallStatus.ANSWERED:
                     await runs.set_answer(conn, run.id, output=stored.output, raw=stored.raw)
-            cost = (run.actual_usd or 0) + stored.cost_usd if stored.cost_usd is not None else run.actual_usd
-            run = replace(run, provider_ms=run.provider_ms + took_ms, actual_usd=cost)
+            if run.provider_ms == held.run.provider_ms:  # else this was written before, and only its answer was lost
+                cost = (run.actual_usd or 0) + stored.cost_usd if stored.cost_usd is not None else run.actual_usd
+                run = replace(run, provider_ms=run.provider_ms + took_ms, actual_usd=cost)
             result = self._after_call(run, stored, outcome, now, after)
             run, facts = result[0], [*facts, *result[1]]
-            held.run, _ = await runs.save(conn, run, facts, now=now)
-            held.call = stored
-            if stored.status is CallStatus.ANSWERED:
-                held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
+            run, _ = await runs.save(conn, run, facts, now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, stored
+        if stored.status is CallStatus.ANSWERED:
+            held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
         await carry_out(self._services, after)
         return result[2]
 
@@ -402,8 +448,9 @@ class HITLOrchestrator:
     async def _hand_over(self, run_id: UUID, token: int) -> None:
         """Give the run back under a new token, for another worker to go on at once."""
         after = After.nothing()
-        try:
-            async with asyncio.timeout(HAND_OVER_TIMEOUT_S), self._services.db.transaction() as conn:
+
+        async def give_back() -> None:
+            async with self._services.db.transaction() as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 if run.status is RunStatus.PAUSED:
                     await self._put_down(conn, run)
@@ -411,10 +458,15 @@ class HITLOrchestrator:
                 now = self._services.db.now()
                 ready = woken(run, now=now, released_at=now)
                 await runs.save(conn, ready, [queued(ready, "handed_over")], now=now)
-                after.wake.append(ready)
+            after.wake.append(ready)
+
+        try:
+            async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+                await outlast(give_back, for_s=HAND_OVER_TIMEOUT_S)
         except (LeaseLost, HitlError, TimeoutError):
             return
-        log.info("run.handed_over", run_id=str(run_id))
+        if after.wake:
+            log.info("run.handed_over", run_id=str(run_id))
         await carry_out(self._services, after)
 
     def _log_steps(self, run: Run, passed: Sequence[Pass]) -> None:

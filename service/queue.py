@@ -5,7 +5,10 @@ Everything here may fail or be lost: the state is committed before, and the swee
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from inspect import signature
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
@@ -13,7 +16,9 @@ from uuid import UUID
 import orjson
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
-from redis.asyncio import BlockingConnectionPool, SSLConnection, UnixDomainSocketConnection
+from arq.cron import CronJob
+from arq.worker import Function
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -43,6 +48,37 @@ def serialize(job: dict[str, Any]) -> bytes:
 def deserialize(data: bytes) -> dict[str, Any]:
     job: dict[str, Any] = orjson.loads(data)
     return job
+
+
+def unreadable(data: bytes, functions: Mapping[str, Function | CronJob]) -> str | None:
+    """Why no worker can run the job with this data, or None for one of ours."""
+    try:
+        job: Any = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return "not JSON"
+    if not isinstance(job, dict) or not isinstance(job.get("f"), str):
+        return "not a job"
+    if job["f"] not in functions:
+        return "unknown function"
+    arguments, known = job.get("a"), list(signature(functions[job["f"]].coroutine).parameters.values())[1:]
+    if not isinstance(arguments, list) or job.get("k") != {} or len(arguments) != len(known):
+        return "wrong arguments"
+    if not isinstance(job.get("et"), int) or not isinstance(job.get("t"), int | None):
+        return "not a job"
+    fits = (isinstance(given, wanted.annotation) for given, wanted in zip(arguments, known, strict=True))
+    return None if all(fits) else "wrong arguments"
+
+
+async def remove(redis: Redis, *names: str | bytes) -> None:
+    """Take jobs out of the queue, with everything that arq keeps about them."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zrem(QUEUE_NAME, *names)
+        for name in names:
+            raw = name if isinstance(name, bytes) else name.encode()
+            pipe.delete(
+                *(prefix.encode() + raw for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix))
+            )
+        await pipe.execute()
 
 
 def connect(url: str, *, max_connections: int = 20) -> ArqRedis:
@@ -82,6 +118,14 @@ def connect(url: str, *, max_connections: int = 20) -> ArqRedis:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What Redis knows of a job: whether it stands in the queue, and whether arq counts it as running."""
+
+    queued: bool
+    in_progress: bool
+
+
 class RunQueue:
     def __init__(self, redis: ArqRedis, *, horizon_s: float) -> None:
         self._redis = redis
@@ -114,26 +158,40 @@ class RunQueue:
         name = f"approval:{approval_id}:remind:{round(remind_at.timestamp() * 1000)}"
         return await self._send("remind_approval", str(approval_id), name=name, at=remind_at)
 
-    async def stuck(self, name: str) -> bool:
-        """Whether arq counts this job as running. Its worker may have died between arq's mark and our claim."""
-        if time.monotonic() < self._away_until:
-            return False
+    @property
+    def away(self) -> bool:
+        """Redis did not answer a moment ago: hundreds that follow must not wait out each of them."""
+        return time.monotonic() < self._away_until
+
+    async def known(self, names: Sequence[str]) -> list[Mark] | None:
+        """What Redis knows of each of these jobs; None when it is away.
+
+        A job that arq counts as running may be one whose worker died between arq's mark and our claim.
+        """
+        if not names:
+            return []
+        if self.away:
+            return None
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+                pipe.zmscore(QUEUE_NAME, list(names))
+                for name in names:
+                    pipe.exists(in_progress_key_prefix + name)
+                scores, *marks = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._missed(error)
+            return None
+        return [Mark(score is not None, bool(mark)) for score, mark in zip(scores, marks, strict=True)]
+
+    async def forget(self, *names: str) -> None:
+        """Remove what dead jobs left in Redis: each would cost every poll of every worker."""
+        if not names or self.away:
+            return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                return bool(await self._redis.exists(in_progress_key_prefix + name))
-        except (RedisError, OSError, TimeoutError):
-            self._away_until = time.monotonic() + AWAY_S
-            return False
-
-    async def forget(self, name: str) -> None:
-        """Remove what a dead job left in Redis: it would cost every poll of every worker."""
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(QUEUE_NAME, name)
-                pipe.delete(job_key_prefix + name, in_progress_key_prefix + name, retry_key_prefix + name)
-                await pipe.execute()
+                await remove(self._redis, *names)
         except (RedisError, OSError, TimeoutError) as error:
-            log.info("queue.wake_failed", error=type(error).__name__)
+            self._missed(error)
 
     async def ping(self) -> bool:
         try:
@@ -148,7 +206,7 @@ class RunQueue:
         return now - (_DECIDED_FIRST if started else (run.priority + 10) * _DAY)
 
     async def _send(self, function: str, *args: Any, name: str, at: datetime) -> bool:
-        if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
+        if self.away:
             return False
         expires = max(timedelta(0), at - datetime.now(UTC)) + timedelta(milliseconds=EXPIRES_EXTRA_MS)
         try:
@@ -158,6 +216,9 @@ class RunQueue:
                     await self._redis.publish(WAKE_CHANNEL, b"1")
                 return job is not None
         except (RedisError, OSError, TimeoutError) as error:
-            self._away_until = time.monotonic() + AWAY_S
-            log.warning("queue.wake_failed", error=type(error).__name__)
+            self._missed(error)
             return False
+
+    def _missed(self, error: Exception) -> None:
+        self._away_until = time.monotonic() + AWAY_S
+        log.warning("queue.wake_failed", error=type(error).__name__)

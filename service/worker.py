@@ -5,9 +5,10 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,15 +17,16 @@ from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from service import logs
-from service.arq_worker import DRAINING
-from service.commands import approvals, timers
+from service.arq_worker import BURY, DRAINING
+from service.commands import expiry, timers
 from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
 from service.settings import load_settings
-from service.store import runs, workers
+from service.store import dead_jobs, runs, workers
+from service.store.database import Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
 HIDDEN_FOR_MS: Final = 60_000
@@ -58,13 +60,13 @@ async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
 async def expire_approval(ctx: dict[str, Any], approval_id: str) -> None:
     process: Process = ctx["process"]
     with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(approvals.expire(process.runtime.services, UUID(approval_id)))
+        await _unless_away(expiry.expire_on_time(process.runtime.services, UUID(approval_id)))
 
 
 async def remind_approval(ctx: dict[str, Any], approval_id: str) -> None:
     process: Process = ctx["process"]
     with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(approvals.remind(process.runtime.services, UUID(approval_id)))
+        await _unless_away(expiry.remind_on_time(process.runtime.services, UUID(approval_id)))
 
 
 JOBS: Final = (advance_run, expire_approval, remind_approval)
@@ -79,6 +81,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     orchestrator = HITLOrchestrator(runtime.services, worker_id=worker_id, lease_s=settings.hitl_lease_seconds)
     orchestrator.draining = ctx[DRAINING]
     runtime.services.notifier.on_stop(orchestrator.drop)
+    ctx[BURY] = partial(_bury, runtime, worker_id)
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)
@@ -119,12 +122,13 @@ async def after_job_end(ctx: dict[str, Any]) -> None:
 
 async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLOrchestrator, worker_id: str) -> None:
     settings = runtime.settings
-    beat = Heartbeat(runtime, orchestrator, worker_id)
+    presence = Presence(runtime, worker_id)
+    beat = Heartbeat(runtime, orchestrator, worker_id, presence)
     async with asyncio.TaskGroup() as group:
         group.create_task(_every(1, "notifier", runtime.services.notifier.run))
         group.create_task(_every(min(settings.hitl_lease_seconds / 4, 3), "heartbeat", beat.once))
         if settings.hitl_pg_pooler is None or settings.direct_database_url:
-            group.create_task(_every(0.1, "presence", lambda: _be_present(runtime, worker_id)))
+            group.create_task(_every(0.1, "presence", presence.hold))
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
@@ -139,28 +143,65 @@ async def _every(seconds: float, name: str, once: Callable[[], Awaitable[None]])
         await asyncio.sleep(seconds)
 
 
+class Presence:
+    """This process's session lock, on a connection of its own beside the pool.
+
+    When the process dies, the kernel ends the connection, and the next sweep anywhere takes its runs over
+    without waiting for their leases.
+    """
+
+    def __init__(self, runtime: Runtime, worker_id: str) -> None:
+        self._runtime = runtime
+        self._worker_id = worker_id
+        self._conn: Conn | None = None
+
+    async def hold(self) -> None:
+        """Hold the lock until the connection ends."""
+        settings = self._runtime.settings
+        ended = asyncio.Event()
+        try:
+            async with self._runtime.services.db.session(settings.direct_database_url) as conn:
+                conn.add_termination_listener(lambda _: ended.set())
+                await workers.hold(conn, self._worker_id, secrets.randbits(31), max_jobs=settings.hitl_max_jobs)
+                self._conn = conn
+                await ended.wait()
+        except Unavailable:
+            return
+        finally:
+            self._conn = None
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Conn]:
+        """The connection, for the heartbeat alone; one of the pool where there is none. Raises `Unavailable`."""
+        db = self._runtime.services.db
+        if self._conn is None:
+            async with db.connection() as pooled:
+                yield pooled
+        else:
+            with answering():
+                yield self._conn
+
+
 class Heartbeat:
     """Renews every lease of this process in one statement, and drops the runs whose lease is lost."""
 
-    def __init__(self, runtime: Runtime, orchestrator: HITLOrchestrator, worker_id: str) -> None:
+    def __init__(
+        self, runtime: Runtime, orchestrator: HITLOrchestrator, worker_id: str, presence: Presence | None = None
+    ) -> None:
         self._runtime = runtime
         self._orchestrator = orchestrator
         self._worker_id = worker_id
+        self._presence = presence or Presence(runtime, worker_id)
         self._renewed = time.monotonic()
 
     async def once(self) -> None:
         mine = self._orchestrator.leases
         lease_s = self._runtime.settings.hitl_lease_seconds
-        # what is left of the lease: this process must give its runs up before another may take them
-        left_s = self._renewed + 0.9 * lease_s - time.monotonic()
         try:
-            async with (
-                asyncio.timeout(max(0.1, min(left_s, lease_s / 2))),
-                self._runtime.services.db.connection() as conn,
-            ):
-                kept = await runs.renew(conn, mine, lease_s=lease_s) if mine else set()
-                await self._runtime.services.db.read_clock(conn)
-                await workers.beat(conn, self._worker_id, jobs=len(mine), max_jobs=self._runtime.settings.hitl_max_jobs)
+            try:  # a pool that load has exhausted must not cost a worker its leases
+                kept = await self._beat(mine, self._presence.connection())
+            except (Unavailable, TimeoutError):
+                kept = await self._beat(mine, self._runtime.services.db.connection())
         except (Unavailable, TimeoutError):
             if time.monotonic() - self._renewed > 0.8 * lease_s:
                 self._drop(mine)
@@ -168,31 +209,35 @@ class Heartbeat:
         self._renewed = time.monotonic()
         self._drop([lease for lease in mine if lease not in kept])
 
+    async def _beat(
+        self, mine: list[tuple[UUID, int]], connection: AbstractAsyncContextManager[Conn]
+    ) -> set[tuple[UUID, int]]:
+        settings = self._runtime.settings
+        lease_s = settings.hitl_lease_seconds
+        # what is left of the lease: this process must give its runs up before another may take them
+        left_s = self._renewed + 0.9 * lease_s - time.monotonic()
+        async with asyncio.timeout(max(0.1, min(left_s, lease_s / 4))), connection as conn:
+            kept = await runs.renew(conn, mine, lease_s=lease_s) if mine else set()
+            await self._runtime.services.db.read_clock(conn)
+            await workers.beat(conn, self._worker_id, jobs=len(mine), max_jobs=settings.hitl_max_jobs)
+            return kept
+
     def _drop(self, lost: list[tuple[UUID, int]]) -> None:
         for run_id, token in lost:
             self._orchestrator.drop(run_id, token)
 
 
-async def _be_present(runtime: Runtime, worker_id: str) -> None:
-    """Hold this process's session lock until its connection ends: when the process dies, the kernel ends it,
-    and the next sweep anywhere takes its runs over without waiting for their leases."""
-    ended = asyncio.Event()
-    try:
-        async with runtime.services.db.session(runtime.settings.direct_database_url) as conn:
-            conn.add_termination_listener(lambda _: ended.set())
-            await workers.hold(conn, worker_id, secrets.randbits(31), max_jobs=runtime.settings.hitl_max_jobs)
-            await ended.wait()
-    except Unavailable:
-        return
-
-
 async def _sweep(runtime: Runtime) -> None:
-    try:
-        found = await timers.sweep(runtime.services)
-    except Unavailable:
-        return
-    if found.total():
-        log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+    """One pass, and others at once while there is more than a pass takes: an outage leaves much behind."""
+    more = True
+    while more:
+        try:
+            found = await timers.sweep(runtime.services)
+        except Unavailable:
+            return
+        if found.total():
+            log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+        more = timers.more(found)
 
 
 async def _hide_running(process: Process) -> None:
@@ -216,6 +261,17 @@ async def _hide_running(process: Process) -> None:
 async def _leave(process: Process) -> None:
     async with process.runtime.services.db.connection() as conn:
         await workers.leave(conn, process.worker_id)
+
+
+async def _bury(runtime: Runtime, worker_id: str, job_id: str, cause: str) -> None:
+    """List a job that could not be run. With Postgres away it stands in the log only."""
+    name = "".join(c if c.isprintable() else "?" for c in job_id)[:200]
+
+    async def write() -> None:
+        async with runtime.services.db.transaction() as conn:
+            await dead_jobs.bury(conn, name, cause, worker_id)
+
+    await _unless_away(write())
 
 
 async def _unless_away(work: Awaitable[Any]) -> None:

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from service.domain.policy import Checkpoint
 from service.embedded import Servers
-from service.store import approvals, runs
+from service.store import approvals, runs, timers
 from service.store.approvals import InboxFilter
 from service.store.database import Conn, Database
 from service.store.migrate import LOCK_KEY, MigrationError, migrate, migrations, pending
@@ -123,6 +123,12 @@ HOT: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
     "lock_next_in_session": (lambda c: runs.lock_next_in_session(c, "t3", "s3"), "runs_live_session"),
     "approvals.due": (lambda c: approvals.due(c, limit=200), "approvals_due"),
     "approvals.to_remind": (lambda c: approvals.to_remind(c, limit=200), "approvals_remind"),
+    "timers.lock_expired": (lambda c: timers.lock_expired(c, limit=50), "approvals_due"),
+    "timers.lock_to_remind": (lambda c: timers.lock_to_remind(c, limit=50), "approvals_remind"),
+    "due_unclaimed after": (
+        lambda c: runs.due_unclaimed(c, for_s=3, limit=200, after=(NOW, UUID(int=1))),
+        "runs_due",
+    ),
     "approvals.arm": (lambda c: approvals.arm(c, horizon_s=3600, limit=200), "approvals_unarmed"),
     "approvals.open_of_run": (lambda c: approvals.open_of_run(c, UUID(int=1)), "approvals_"),
     "last_actor": (lambda c: approvals.last_actor(c, UUID(int=1), Checkpoint.PAYLOAD_REVIEW), "approvals_by_run"),

@@ -4,18 +4,24 @@ import asyncio
 import signal
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest_asyncio
 
+from service.commands.approvals import decide
+from service.domain.approval import Order
+from service.domain.policy import HitlConfig
 from service.embedded import Servers
+from service.notifier import Notifier
+from service.queue import RunQueue, connect
 from service.runtime import Runtime
-from service.store import workers
+from service.store import approvals, workers
 from tests.acting import Gated, becomes, begin, look, sql, story, within
 from tests.conftest import (
     ASK_ALWAYS,
+    DEV,
     WORKER,
     Provider,
     base_env,
@@ -55,6 +61,22 @@ class Site:
 
         await eventually(there, f"the worker {name}")
         return child
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection to Redis through a port that a test opens and closes."""
+        there, back = await asyncio.open_unix_connection(str(self.runtime.settings.redis_url).split("?")[0][7:])
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    target.write(data)
+            target.close()
+
+        await asyncio.gather(pass_on(reader, back), pass_on(there, writer), return_exceptions=True)
+
+    async def empty(self) -> None:
+        await sql(self.runtime, "delete from approvals")
+        await sql(self.runtime, "delete from runs")
 
     async def pids(self) -> list[str]:
         """Process ids of the workers that are there by their own heartbeat."""
@@ -177,19 +199,81 @@ async def test_a_worker_that_starts_before_its_redis_waits_for_it(site: Site) ->
 
     await eventually(waiting, "the wait")
 
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(str(site.runtime.settings.redis_url).split("?")[0][7:])
-
-        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while data := await source.read(65_536):
-                target.write(data)
-            target.close()
-
-        await asyncio.gather(pass_on(reader, back), pass_on(there, writer), return_exceptions=True)
-
-    server = await asyncio.start_server(relay, "127.0.0.1", port)
+    server = await asyncio.start_server(site.relay, "127.0.0.1", port)
     run_id = await begin(site.runtime, echo(), ASK_ALWAYS)
     await becomes(site.runtime, run_id, "awaiting_human")
     child.send_signal(signal.SIGTERM)
     assert await ended(child) == 0, site.log("early")
     server.close()
+
+
+async def test_timers_that_redis_lost_all_fire(site: Site) -> None:
+    """Their jobs are flushed away before any is due."""
+    count = 60
+    await site.empty()
+    await site.started("keeper")
+    for _ in range(count):
+        await begin(site.runtime, echo(), HitlConfig(policy="require_human", timeout_seconds=4))
+
+    async def asked() -> bool:
+        return bool(await sql(site.runtime, "select count(*) = $1 from approvals", count))
+
+    await eventually(asked, "the questions")
+    await site.runtime.redis.flushdb()
+
+    async def over() -> bool:
+        return bool(await sql(site.runtime, "select count(*) = $1 from approvals where status = 'expired'", count))
+
+    await eventually(over, "the end of all")
+    assert await sql(site.runtime, "select count(*) from approvals where decided_at < expires_at") == 0
+
+
+async def test_a_decision_taken_while_redis_is_away_is_acted_on_once_it_is_back(site: Site) -> None:
+    port = free_port()
+    server = await asyncio.start_server(site.relay, "127.0.0.1", port)
+    child = await site.started("cut", REDIS_URL=f"redis://127.0.0.1:{port}/2")
+    run_id = await begin(site.runtime, echo(), HitlConfig(policy="require_human", allowed_steps=["payload_review"]))
+    await becomes(site.runtime, run_id, "awaiting_human")
+    server.close()
+    for connection in await site.runtime.redis.client_list():
+        if connection["db"] == "2" and connection["cmd"] != "client|list":
+            await site.runtime.redis.client_kill_filter(_id=connection["id"])
+
+    async def noticed() -> bool:
+        assert child.poll() is None, site.log("cut")
+        return "worker.poll_failed" in site.log("cut")
+
+    await eventually(noticed, "the loss")
+    dead = connect(f"redis://127.0.0.1:{port}")
+    services = replace(site.runtime.services, queue=RunQueue(dead, horizon_s=3600), notifier=Notifier(dead))
+    async with services.db.connection() as conn:
+        asked = (await approvals.open_of_run(conn, run_id))[0]
+    await decide(services, asked.id, Order(action="approve"), DEV)
+    server = await asyncio.start_server(site.relay, "127.0.0.1", port)
+    assert (await becomes(site.runtime, run_id, "completed")).status == "completed"
+    await dead.aclose(close_connection_pool=True)
+    child.kill()  # so that it does not wait for a Redis that goes away again
+    server.close()
+
+
+async def test_after_a_restart_of_everything_the_first_decision_is_acted_on_with_hundreds_waiting(site: Site) -> None:
+    count = 300
+    await site.empty()
+    first = await site.started("before")
+    config = HitlConfig(policy="require_human", allowed_steps=["payload_review"])
+    ids = await asyncio.gather(*(begin(site.runtime, echo(), config) for _ in range(count)))
+
+    async def all_wait() -> bool:
+        return bool(await sql(site.runtime, "select count(*) = $1 from approvals where status = 'pending'", count))
+
+    await eventually(all_wait, "the wait of all")
+    first.kill()
+    await site.runtime.redis.flushdb()
+    async with site.runtime.services.db.connection() as conn:
+        asked = (await approvals.open_of_run(conn, ids[-1]))[0]
+    await decide(site.runtime.services, asked.id, Order(action="approve"), DEV)
+    await site.runtime.redis.flushdb()
+    site.start("after")
+    assert (await becomes(site.runtime, ids[-1], "completed")).status == "completed"
+    assert await sql(site.runtime, "select count(*) from runs where status = 'awaiting_human'") == count - 1
+    await site.empty()

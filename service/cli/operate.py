@@ -23,11 +23,12 @@ from service.domain.principal import Principal, Role
 from service.domain.run import Run, RunStatus
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
-from service.store import approvals, events, keys, runs
+from service.store import approvals, dead_jobs, events, keys, runs
 from service.store.database import Conn
 
 TAIL_EVERY_S: Final = 0.5
 PAGE: Final = 500
+DEAD_SHOWN: Final = 100
 ACTOR: Final = "cli"
 YEAR_S: Final = 366 * 86_400
 
@@ -126,14 +127,31 @@ def runs_list(
         async with runtime.services.db.connection() as conn:
             return await runs.recent(conn, tenant, wanted, limit=limit)
 
-    columns = ("id", "status", "current_step", "provider", "tenant", "user_id", "session_id", "created_at")
+    columns = (
+        "id",
+        "status",
+        "error_code",
+        "current_step",
+        "provider",
+        "tenant",
+        "user_id",
+        "session_id",
+        "created_at",
+    )
     show([_run_row(run) for run in operate(work)], columns, as_json=as_json)
 
 
 def _run_row(run: Run) -> dict[str, Any]:
     """The run's hot row, named as over HTTP."""
     same = ("tenant", "status", "provider", "user_id", "session_id", "priority", "created_at", "updated_at", "error")
-    return {"id": run.id, "run_id": run.id, "current_step": run.step, **{name: getattr(run, name) for name in same}}
+    hot = {name: getattr(run, name) for name in same}
+    return {
+        "id": run.id,
+        "run_id": run.id,
+        "current_step": run.step,
+        "error_code": (run.error or {}).get("code"),
+        **hot,
+    }
 
 
 @runs_group.command("show")
@@ -346,18 +364,26 @@ def _approval_row(found: Approval) -> dict[str, Any]:
 @tenant_option
 @json_option
 def queue(tenant: str | None, as_json: bool) -> None:
-    """What waits for what, by tenant."""
+    """What waits for what, by tenant; then the jobs that no worker could run, with their cause."""
 
-    async def work(runtime: Runtime) -> Sequence[dict[str, Any]]:
+    async def work(runtime: Runtime) -> tuple[Sequence[dict[str, Any]], list[dead_jobs.DeadJob]]:
         async with runtime.services.db.connection() as conn:
-            return await runs.queue_by_tenant(conn)
+            return await runs.queue_by_tenant(conn), await dead_jobs.recent(conn, limit=DEAD_SHOWN)
 
-    rows = [{"id": row["tenant"], **row} for row in operate(work) if tenant in (None, row["tenant"])]
+    figures, dead = operate(work)
+    rows = [{"id": row["tenant"], **row} for row in figures if tenant in (None, row["tenant"])]
+    buried = [{"id": job.job_id, "status": "dead", **asdict(job)} for job in dead]
+    if as_json:
+        show([*rows, *buried], (), as_json=True)
+        return
     columns = (
         *("tenant", "queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed"),
         "oldest_queued_seconds",
     )
-    show(rows, columns, as_json=as_json)
+    show(rows, columns, as_json=False)
+    if buried:
+        click.echo("\njobs that no worker could run, newest first:")
+        show(buried, ("job_id", "cause", "at", "worker_id"), as_json=False)
 
 
 def _show_one(row: dict[str, Any], *, as_json: bool) -> None:

@@ -25,7 +25,7 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, idempotency, runs
+from service.store import approvals, calls, idempotency, runs, timers
 from service.store.database import Conn
 
 log = get_logger("commands.approvals")
@@ -173,20 +173,11 @@ async def expire(services: Services, approval_id: UUID) -> bool:
     after = After.nothing()
     async with services.db.transaction() as conn:
         current, run = await _locked(conn, approval_id)
-        if current is None or not await _due(conn, current):
+        left = await timers.left_s(conn, approval_id)
+        if current is None or left is None or left[0] is None or left[0] > 0:
             return False
-        now = services.db.now()
-        if rules.escalates(current):
-            await _escalate(conn, current, run, now, after)
-            changed = current
-        else:
-            verdict = rules.silent_verdict(current, now=max(now, current.expires_at))
-            await _take(conn, services, verdict, run, after)
-            changed = verdict.approval
-    if changed.status is ApprovalStatus.EXPIRED:
-        log.info("approval.expired", approval_id=str(approval_id), tenant=changed.tenant)
-    elif not changed.is_open:
-        _log(changed, rules.TIMEOUT_ACTOR, "approve")
+        changed = await silence(conn, services, current, run, after)
+    log_silence(changed)
     await carry_out(services, after)
     return True
 
@@ -196,19 +187,35 @@ async def remind(services: Services, approval_id: UUID) -> bool:
     after = After.nothing()
     async with services.db.transaction() as conn:
         current, run = await _locked(conn, approval_id)
-        now = services.db.now()
-        if current is None or not current.is_open or current.remind_at is None or current.remind_at > now:
+        left = await timers.left_s(conn, approval_id)
+        if current is None or left is None or left[1] is None or left[1] > 0:
             return False
-        if current.clock_stopped_at is not None or current.remind_after_s is None:
-            return False
-        await approvals.save(conn, replace(current, remind_at=now + timedelta(seconds=current.remind_after_s)))
-        if run is not None:
-            fact = Fact(EventType.APPROVAL_REMINDED, "system", {"approval_id": str(current.id)})
-            await runs.save(conn, run, [fact], now=now)
-            after.changed.append(run.id)
-        after.changed.append(current.id)
+        await say_again(conn, services, current, run, after)
     await carry_out(services, after)
     return True
+
+
+async def silence(conn: Conn, services: Services, current: Approval, run: Run | None, after: After) -> Approval:
+    """Do what silence means about an approval that is locked and past its deadline."""
+    now = services.db.now()
+    if rules.escalates(current):
+        await _escalate(conn, current, run, now, after)
+        return current
+    verdict = rules.silent_verdict(current, now=max(now, current.expires_at))
+    await _take(conn, services, verdict, run, after)
+    return verdict.approval
+
+
+async def say_again(conn: Conn, services: Services, current: Approval, run: Run | None, after: After) -> None:
+    """Say once more that a human is waited for, about an approval that is locked and due for it."""
+    now = services.db.now()
+    again = timedelta(seconds=current.remind_after_s) if current.remind_after_s else None
+    await approvals.save(conn, replace(current, remind_at=now + again if again else None))
+    if run is not None:
+        fact = Fact(EventType.APPROVAL_REMINDED, "system", {"approval_id": str(current.id)})
+        await runs.save(conn, run, [fact], now=now)
+        after.changed.append(run.id)
+    after.changed.append(current.id)
 
 
 async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | None, after: After) -> Run | None:
@@ -306,12 +313,6 @@ async def _locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run |
     return await approvals.lock(conn, approval_id), run
 
 
-async def _due(conn: Conn, current: Approval) -> bool:
-    if not current.is_open or current.clock_stopped_at is not None:
-        return False
-    return bool(await conn.fetchval("select $1::timestamptz <= now()", current.expires_at))
-
-
 def _fact(approval: Approval, verdict: Verdict) -> Fact:
     data = {
         "approval_id": str(approval.id),
@@ -354,3 +355,10 @@ def _log(approval: Approval, actor: str, action: str) -> None:
         action=action,
         status=approval.status,
     )
+
+
+def log_silence(changed: Approval) -> None:
+    if changed.status is ApprovalStatus.EXPIRED:
+        log.info("approval.expired", approval_id=str(changed.id), tenant=changed.tenant)
+    elif not changed.is_open:
+        _log(changed, rules.TIMEOUT_ACTOR, "approve")

@@ -5,13 +5,13 @@ Several workers sweep at once; rows are locked with SKIP LOCKED, and each use ca
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
-from service.commands import approvals as approval_commands
-from service.commands.context import After, Services, carry_out, finish, queued, release_next
+from service.commands import expiry
+from service.commands.context import After, Services, carry_out, each, finish, queued, release_next
 from service.domain.event import EventType, Fact
 from service.domain.ids import job_id
 from service.domain.run import Run, RunStatus, fail, ms_between, woken
@@ -21,27 +21,24 @@ from service.store import approvals, runs, workers
 from service.store.database import Conn
 
 BATCH: Final = 200
-LOST_AFTER_S: Final = 3.0
+PAGES: Final = 25
+LOST_AFTER_S: Final = 1.0
+LIMBO_AFTER: Final = timedelta(seconds=3)
 SECOND_LOOK_S: Final = 0.5
 
 log = get_logger("commands.timers")
 
 
 async def sweep(services: Services) -> Counter[str]:
-    """One pass over everything that may have been lost. Returns what was found, by kind.
+    """One pass over everything that may have been lost, in bounded batches. Returns what was found, by kind.
 
     One row that cannot be dealt with must not keep the rest from being found. Raises `Unavailable`.
     """
     found: Counter[str] = Counter()
-    async with services.db.connection() as conn:
-        due = await approvals.due(conn, limit=BATCH)
-        late = await approvals.to_remind(conn, limit=BATCH)
     found["recovered"] = await _tried("recover", recover_abandoned(services))
     found["timed_out"] = await _tried("end_overdue", end_overdue(services))
-    for approval_id in due:
-        found["expired"] += await _tried("expire", approval_commands.expire(services, approval_id))
-    for approval_id in late:
-        found["reminded"] += await _tried("remind", approval_commands.remind(services, approval_id))
+    found["expired"] = await _tried("expire", expiry.expire_batch(services), lambda: expiry.expire_singly(services))
+    found["reminded"] = await _tried("remind", expiry.remind_batch(services), lambda: expiry.remind_singly(services))
     found["armed"] = await _tried("arm", arm(services))
     found["woken"] = await _tried("wake", wake_lost(services))
     found["released"] = await _tried("release", release_lines(services))
@@ -50,14 +47,21 @@ async def sweep(services: Services) -> Counter[str]:
     return found
 
 
-async def _tried(part: str, work: Awaitable[int]) -> int:
+def more(found: Counter[str]) -> bool:
+    """Whether a pass took as much of a kind as it may: there is more to be done now."""
+    batches = {"recovered": BATCH, "timed_out": BATCH, "armed": BATCH, "expired": expiry.BATCH}
+    batches["reminded"] = expiry.BATCH
+    return any(found[kind] >= size for kind, size in batches.items())
+
+
+async def _tried(part: str, work: Awaitable[int], otherwise: Callable[[], Awaitable[int]] | None = None) -> int:
     try:
         return await work
     except Unavailable:
         raise
     except Exception as error:
         log.error("sweep.part_failed", part=part, error=type(error).__name__)
-        return 0
+    return await otherwise() if otherwise else 0
 
 
 async def recover_abandoned(services: Services) -> int:
@@ -67,16 +71,18 @@ async def recover_abandoned(services: Services) -> int:
     async with services.db.transaction() as conn:
         abandoned = await runs.lock_abandoned(conn, dead=dead, limit=BATCH)
         now = services.db.now()
+        signs = await workers.last_signs(conn, [run.worker_id for run in abandoned if run.worker_id])
         for run in abandoned:
             cause = "worker_died" if run.worker_id in dead else "worker_silent"
-            after.wake.append(await _taken_over(conn, run, now, cause))
+            stood_still_ms = ms_between(last_sign(run, signs.get(run.worker_id or "")), now)
+            after.wake.append(await _taken_over(conn, run, now, cause, stood_still_ms))
             after.changed.append(run.id)
         if len(abandoned) < BATCH:
             for worker_id in dead:
                 await workers.leave(conn, worker_id)
     await carry_out(services, after)
+    await services.queue.forget(*(job_id(run.id, run.fencing_token - 1) for run in abandoned))
     for run in abandoned:
-        await services.queue.forget(job_id(run.id, run.fencing_token - 1))
         log.warning("run.recovered", run_id=str(run.id), tenant=run.tenant, step=run.step, worker=run.worker_id)
     return len(abandoned)
 
@@ -114,24 +120,50 @@ async def arm(services: Services) -> int:
     async with services.db.transaction() as conn:
         timers = await approvals.arm(conn, horizon_s=services.horizon_s, limit=BATCH)
         due = await runs.arm_due(conn, horizon_s=services.horizon_s, limit=BATCH)
-    for timer in timers:
-        await services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"])
-    for run in due:
-        await services.queue.wake(run)
+    await each(lambda timer: services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"]), timers)
+    await each(services.queue.wake, due)
     return len(timers) + len(due)
 
 
 async def wake_lost(services: Services) -> int:
-    """Send again the wake-ups that nobody acted on. The same job id twice is one job."""
-    async with services.db.connection() as conn:
-        waiting = await runs.due_unclaimed(conn, for_s=LOST_AFTER_S, limit=BATCH)
+    """Send again the wake-ups that nobody acted on. The same job id twice is one job.
+
+    A backlog that only waits for a slot must not hide a lost one behind it, so it is paged through.
+    """
     sent = 0
-    for run in waiting:
-        if await services.queue.wake(run):
-            sent += 1
-        elif await services.queue.stuck(job_id(run.id, run.fencing_token)):
-            sent += await _out_of_limbo(services, run)
+    after = None
+    for _ in range(PAGES):
+        async with services.db.connection() as conn:
+            waiting = await runs.due_unclaimed(conn, for_s=LOST_AFTER_S, limit=BATCH, after=after)
+        sent += await _wake_page(services, waiting)
+        if len(waiting) < BATCH or services.queue.away:
+            break
+        assert waiting[-1].due_at is not None
+        after = (waiting[-1].due_at, waiting[-1].id)
     return sent
+
+
+async def _wake_page(services: Services, waiting: Sequence[Run]) -> int:
+    marks = await services.queue.known([job_id(run.id, run.fencing_token) for run in waiting])
+    if marks is None:
+        return 0
+    found = list(zip(waiting, marks, strict=True))
+    lost = [run for run, mark in found if not mark.queued]
+    sent = await each(services.queue.wake, lost)
+    refused = [run for run, taken in zip(lost, sent, strict=True) if not taken]
+    stuck = [run for run, mark in found if mark.queued and mark.in_progress] + await _unqueued(services, refused)
+    freed = await each(lambda run: _out_of_limbo(services, run), [run for run in stuck if _long_due(services, run)])
+    return sum(sent) + sum(freed)
+
+
+async def _unqueued(services: Services, refused: Sequence[Run]) -> list[Run]:
+    """Runs whose job arq knows and will never start: it stands in no queue."""
+    marks = await services.queue.known([job_id(run.id, run.fencing_token) for run in refused])
+    return [run for run, mark in zip(refused, marks, strict=True) if not mark.queued] if marks else []
+
+
+def _long_due(services: Services, run: Run) -> bool:
+    return run.due_at is not None and run.due_at < services.db.now() - LIMBO_AFTER
 
 
 async def release_lines(services: Services) -> int:
@@ -146,9 +178,13 @@ async def release_lines(services: Services) -> int:
     return len(after.wake)
 
 
-async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str) -> Run:
-    assert run.lease_until is not None
-    stood_still_ms = ms_between(run.updated_at, now)
+def last_sign(run: Run, seen_at: datetime | None) -> datetime:
+    """When the run was last known to be in its worker's hands: the worker's heartbeat, its claim, its last write."""
+    signs = (seen_at, run.claimed_at, run.updated_at if run.status is RunStatus.RUNNING else None)
+    return max((at for at in signs if at is not None), default=run.updated_at)
+
+
+async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str, stood_still_ms: int) -> Run:
     data = {"worker": run.worker_id, "cause": cause, "stood_still_ms": stood_still_ms, "step": run.step}
     facts = [Fact(EventType.RUN_RECOVERED, "system", data)]
     if run.status is RunStatus.PAUSED:  # it stays paused; only the dead worker's hold ends

@@ -148,6 +148,15 @@ def settled(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderC
             return replace(done, status=CallStatus.FAILED, problem=outcome.problem, raw=outcome.raw)
 
 
+def unsent(call: ProviderCall | None, *, before: ProviderCall | None) -> ProviderCall | None:
+    """The call without a try whose intent was written and which its writer knows was never sent."""
+    if call is None or call.status is not CallStatus.INTENT:
+        return call
+    if before is not None and (before.number, before.tries) == (call.number, call.tries):
+        return call  # the intent is an earlier one, of which nobody knows
+    return replace(call, status=CallStatus.RETRY, tries=call.tries - 1)
+
+
 def backoff(tries: int, *, retry_after_s: float | None, jitter: float) -> timedelta:
     """How long until the next try: 0.5, 1, 2, 4 s, up to half as much again by `jitter` (0 to 1),
     never before what `Retry-After` asked for (an hour at most)."""

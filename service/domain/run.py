@@ -29,6 +29,7 @@ class Step(StrEnum):
     COMPLETED = "completed"
 
 
+STATE_VERSION: Final = 1  # raised by a release whose runs an earlier one could not take on
 STEPS: Final = tuple(Step)
 TOTAL_STEPS: Final = 4
 
@@ -93,7 +94,7 @@ class Run:
     error: Mapping[str, Any] | None
     request_id: str | None
     traceparent: str | None
-    state_version: int = 1
+    state_version: int = STATE_VERSION
 
     @property
     def final(self) -> bool:

@@ -22,7 +22,8 @@ def _of_row(row: asyncpg.Record, decisions: tuple[Decision, ...]) -> Approval:
     return Approval(**values, decisions=decisions)
 
 
-async def _with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
+async def with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
+    """The approvals in these rows."""
     if not rows:
         return []
     found = await conn.fetch(
@@ -57,14 +58,14 @@ async def insert(conn: Conn, a: Approval) -> None:
 
 async def get(conn: Conn, tenant: str, approval_id: UUID) -> Approval | None:
     rows = await conn.fetch("select * from approvals where id = $1 and tenant = $2", approval_id, tenant)
-    found = await _with_decisions(conn, rows)
+    found = await with_decisions(conn, rows)
     return found[0] if found else None
 
 
 async def lock(conn: Conn, approval_id: UUID) -> Approval | None:
     """The approval, locked. Its run, if it has one, was locked before: always in this order."""
     rows = await conn.fetch("select * from approvals where id = $1 for update", approval_id)
-    found = await _with_decisions(conn, rows)
+    found = await with_decisions(conn, rows)
     return found[0] if found else None
 
 
@@ -78,7 +79,7 @@ async def open_of_run(conn: Conn, run_id: UUID) -> list[Approval]:
     rows = await conn.fetch(
         "select * from approvals where run_id = $1 and status = 'pending' order by created_at", run_id
     )
-    return await _with_decisions(conn, rows)
+    return await with_decisions(conn, rows)
 
 
 async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[Approval]]:
@@ -88,7 +89,7 @@ async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[A
         list(run_ids),
     )
     found: dict[UUID, list[Approval]] = {}
-    for approval in await _with_decisions(conn, rows):
+    for approval in await with_decisions(conn, rows):
         assert approval.run_id is not None
         found.setdefault(approval.run_id, []).append(approval)
     return found
@@ -180,7 +181,7 @@ async def inbox(conn: Conn, tenant: str, wanted: InboxFilter, *, limit: int) -> 
         """,
         tenant, wanted.user_id, wanted.session_id, wanted.checkpoint_type, wanted.run_id, at, last, limit,
     )  # fmt: skip
-    return await _with_decisions(conn, rows)
+    return await with_decisions(conn, rows)
 
 
 async def last_actor(conn: Conn, run_id: UUID, checkpoint_type: str) -> str | None:
@@ -199,7 +200,7 @@ async def last_actor(conn: Conn, run_id: UUID, checkpoint_type: str) -> str | No
 async def find(conn: Conn, approval_id: UUID) -> Approval | None:
     """The approval of any tenant: for the operator."""
     rows = await conn.fetch("select * from approvals where id = $1", approval_id)
-    found = await _with_decisions(conn, rows)
+    found = await with_decisions(conn, rows)
     return found[0] if found else None
 
 
@@ -215,4 +216,4 @@ async def recent(
         """,
         tenant, status, run_id, limit,
     )  # fmt: skip
-    return await _with_decisions(conn, rows)
+    return await with_decisions(conn, rows)

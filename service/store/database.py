@@ -1,8 +1,8 @@
 """The pool, transactions, and Postgres's clock. The only module that opens connections."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
@@ -78,13 +78,9 @@ class Database:
         if self._pool is None:
             await self.open()
         assert self._pool is not None
-        try:
+        with answering():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
                 yield conn
-        except asyncpg.DataError:
-            raise  # ours: a value of the wrong shape, though asyncpg counts it among interface errors
-        except _AWAY as error:
-            raise Unavailable from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Conn]:
@@ -102,9 +98,8 @@ class Database:
         except _AWAY as error:
             raise Unavailable from error
         try:
-            yield conn
-        except _AWAY as error:
-            raise Unavailable from error
+            with answering():
+                yield conn
         finally:
             conn.terminate()
 
@@ -125,6 +120,17 @@ class Database:
             )
         await conn.fetchval("select clock_timestamp()")  # so that the next time is one journey, not two
         await self.read_clock(conn)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raises `Unavailable` for what asyncpg raises when Postgres is away."""
+    try:
+        yield
+    except asyncpg.DataError:
+        raise  # ours: a value of the wrong shape, though asyncpg counts it among interface errors
+    except _AWAY as error:
+        raise Unavailable from error
 
 
 def _encoder(mark: bytes) -> Any:

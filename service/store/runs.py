@@ -11,7 +11,7 @@ import asyncpg
 from service.domain import policy
 from service.domain.event import Event, Fact, chain
 from service.domain.plan import Documents
-from service.domain.run import Run, RunStatus, Step
+from service.domain.run import STATE_VERSION, Run, RunStatus, Step
 from service.errors import LeaseLost
 from service.store import events
 from service.store.database import Conn
@@ -38,16 +38,16 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
                 $37::text[], $38::text[]) as e)
         insert into runs (id, tenant, status, step, version, fencing_token, due_at, status_since, woken_at,
             event_seq, event_hash, asked, provider, tool, submitter, user_id, session_id, priority, queues,
-            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed)
+            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed, state_version)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-            $20, $21, $22, $23, $24, $25, $26)
+            $20, $21, $22, $23, $24, $25, $26, $39)
         """,
         run.id, run.tenant, run.status, run.step, run.version, run.fencing_token, run.due_at, run.status_since,
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
         docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
-        *events.columns(first),
+        *events.columns(first), STATE_VERSION,
     )  # fmt: skip
     return run
 
@@ -95,7 +95,8 @@ async def lock_live_in_session(conn: Conn, tenant: str, session_id: str) -> list
 
 
 async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
-    """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, or nothing is due.
+    """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, nothing is due, or a newer
+    release wrote it, whose workers take it on.
 
     `due_at` came from another machine's idea of Postgres's clock: a wake-up that is a little early is not lost.
     """
@@ -108,9 +109,25 @@ async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> 
                 then greatest(0, extract(epoch from now() - status_since) * 1000)::bigint else 0 end,
             status = 'running', status_since = now(), fencing_token = fencing_token + 1, version = version + 1,
             lease_until = now() + $3, worker_id = $2, due_at = null, armed = false,
-            claimed_at = now(), updated_at = now()
-        where id = $1 and status in ('queued', 'awaiting_provider') and lease_until is null
+            claimed_at = now(), updated_at = now(), state_version = $4
+        where id = $1 and status in ('queued', 'awaiting_provider') and lease_until is null and state_version <= $4
           and due_at <= now() + case when status = 'queued' then interval '0.25 s' else interval '0' end
+        returning *
+        """,
+        run_id,
+        worker_id,
+        timedelta(seconds=lease_s),
+        STATE_VERSION,
+    )
+    return of_row(row) if row else None
+
+
+async def claim_mine(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
+    """The run that this worker has claimed without hearing of it, under a new token: two who ask, one wins."""
+    row = await conn.fetchrow(
+        """
+        update runs set fencing_token = fencing_token + 1, version = version + 1, lease_until = now() + $3
+        where id = $1 and status = 'running' and worker_id = $2 and lease_until is not null
         returning *
         """,
         run_id,
@@ -133,14 +150,15 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
             worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
             released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,
             asked = $17, payload_sha256 = $18, finished_at = $19, queue_ms = $20, human_ms = $21,
-            provider_ms = $22, estimated_usd = $23, actual_usd = $24, error = $25, updated_at = $26
+            provider_ms = $22, estimated_usd = $23, actual_usd = $24, error = $25, updated_at = $26,
+            state_version = greatest(state_version, $35)
         where id = $1
         """,
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
         run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
-        *events.columns(appended),
+        *events.columns(appended), STATE_VERSION,
     )  # fmt: skip
     return run, appended
 
@@ -249,23 +267,32 @@ async def lock_abandoned(conn: Conn, *, dead: Collection[str], limit: int) -> li
     rows = await conn.fetch(
         """
         select * from runs where lease_until is not null and (lease_until < now() or worker_id = any($1))
+          and state_version <= $3
         order by lease_until limit $2 for update skip locked
         """,
         list(dead),
         limit,
+        STATE_VERSION,
     )
     return [of_row(row) for row in rows]
 
 
-async def due_unclaimed(conn: Conn, *, for_s: float, limit: int) -> list[Run]:
-    """Runs that are due for a while and that nobody took: their wake-up may be lost."""
+async def due_unclaimed(
+    conn: Conn, *, for_s: float, limit: int, after: tuple[datetime, UUID] | None = None
+) -> list[Run]:
+    """Runs that are due for a while and that nobody took: their wake-up may be lost. A page, oldest first."""
+    at, last = after or (None, None)
     rows = await conn.fetch(
         """
-        select * from runs where due_at < now() - $1::interval and lease_until is null
-        order by due_at limit $2
+        select * from runs where due_at < now() - $1::interval and lease_until is null and state_version <= $3
+          and ($4::timestamptz is null or (due_at, id) > ($4, $5::uuid))
+        order by due_at, id limit $2
         """,
         timedelta(seconds=for_s),
         limit,
+        STATE_VERSION,
+        at,
+        last,
     )
     return [of_row(row) for row in rows]
 
@@ -289,9 +316,11 @@ async def lock_past_deadline(conn: Conn, *, limit: int) -> list[Run]:
     rows = await conn.fetch(
         """
         select * from runs where deadline_at <= now() and status not in ('completed', 'failed', 'cancelled')
+          and state_version <= $2
         order by deadline_at limit $1 for update skip locked
         """,
         limit,
+        STATE_VERSION,
     )
     return [of_row(row) for row in rows]
 
@@ -313,11 +342,14 @@ async def lock_next_in_session(conn: Conn, tenant: str, session_id: str) -> Run 
 
 
 async def sessions_in_line(conn: Conn, *, limit: int) -> list[tuple[str, str]]:
-    """Sessions in which a run stands in line."""
+    """Sessions in which a run stands in line with nothing live before it."""
     rows = await conn.fetch(
         """
-        select distinct tenant, session_id from runs
-        where status = 'queued' and due_at is null and queues and session_id is not null limit $1
+        select distinct tenant, session_id from runs r
+        where status = 'queued' and due_at is null and queues and session_id is not null
+          and not exists (select from runs e where e.tenant = r.tenant and e.session_id = r.session_id
+               and e.status not in ('completed', 'failed', 'cancelled') and (e.created_at, e.id) < (r.created_at, r.id))
+        limit $1
         """,
         limit,
     )

@@ -1,7 +1,7 @@
 """Rows of `workers`: who is there, by their own heartbeat."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from service.store.database import Conn
@@ -51,6 +51,12 @@ async def dead(conn: Conn) -> set[str]:
         RESTART_GRACE,
     )
     return {row["id"] for row in rows}
+
+
+async def last_signs(conn: Conn, worker_ids: Sequence[str]) -> dict[str, datetime]:
+    """When each of these workers was seen last, of those that are known."""
+    rows = await conn.fetch("select id, seen_at from workers where id = any($1)", worker_ids)
+    return {row["id"]: row["seen_at"] for row in rows}
 
 
 async def leave(conn: Conn, worker_id: str) -> None:
