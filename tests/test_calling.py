@@ -295,6 +295,21 @@ async def test_a_notice_after_the_look_that_found_the_answer_changes_nothing(emp
     assert await cancel_due(services) == 0
 
 
+async def test_a_notice_that_comes_during_a_look_brings_the_next_one_soon(empty: Runtime) -> None:
+    gate = Gate(Accepted("p1"))
+    services, hand, run_id = await going(empty, Scripted(looks=[gate]))
+    await sql(empty, "update provider_calls set looks = 50")
+    await make_due(empty, run_id)
+    task = asyncio.create_task(hand.advance(run_id))
+    await within(gate.arrived)
+    await take_notice(services, run_id, 1, "p1")
+    gate.opened.set()
+    assert await task == "awaiting_provider"
+    run = await look(empty, run_id)
+    assert run.due_at is not None
+    assert (run.due_at - run.updated_at).total_seconds() < 2
+
+
 async def test_many_notices_at_once_are_one_look(empty: Runtime) -> None:
     provider = Scripted(looks=[DONE])
     services, hand, run_id = await going(empty, provider)
@@ -744,6 +759,19 @@ async def test_a_slow_database_does_not_hold_up_the_stream(empty: Runtime) -> No
         await within(at_the_end)
     assert await task == "completed"
     assert (await told(empty, run_id, "provider.progress"))[-1].data == {"text": "word " * 100}
+
+
+async def test_progress_that_an_event_cannot_carry_is_left_out(empty: Runtime) -> None:
+    async def stream(request: Request) -> Any:
+        for text in ("whole", "half of a \ud83d"):
+            request.progress({"text": text})
+            await asyncio.sleep(0)
+        return Answered("all", None)
+
+    services = serving(empty, Scripted(creates=[stream]))
+    run_id = await begin(empty, TOOL, services=services)
+    assert await worker(empty, services=services).advance(run_id) == "completed"
+    assert {e.data["text"] for e in await told(empty, run_id, "provider.progress")} <= {"whole"}
 
 
 async def test_looks_tell_what_is_new_only(empty: Runtime) -> None:
