@@ -94,14 +94,17 @@ class RequestContext:
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"route": "unmatched", **ids}
         status = 500
+        begun = False
         started = time.monotonic()
 
         async def send_with_ids(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
+                own = {name.lower() for name, _ in message["headers"]}
                 close = [(b"connection", b"close")] if self._leaving.begun else []
-                message["headers"] = [*message["headers"], *_headers(ids), *close]
+                ours = [header for header in _headers(ids) if header[0] not in own]
+                message["headers"] = [*message["headers"], *ours, *close]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
@@ -109,6 +112,8 @@ class RequestContext:
                 await self._app(scope, receive, send_with_ids)
             except Exception as error:
                 log.error("http.error", error=type(error).__name__, route=state["route"])
+                if begun:  # a stream that broke: only a closed connection tells that it is not whole
+                    raise
                 await problems.internal(request)(scope, receive, send_with_ids)
             took_ms = round((time.monotonic() - started) * 1000, 1)
             log.info("http.request", method=scope["method"], route=state["route"], status=status, duration_ms=took_ms)

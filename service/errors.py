@@ -125,8 +125,23 @@ class TooLarge(HitlError):
     code, status, title = "body_too_large", 413, "The body is larger than 1 MiB"
 
 
+class RangeNotSatisfiable(HitlError):
+    code, status, title = "range_not_satisfiable", 416, "The range lies outside of the file"
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
 class UnsupportedMediaType(HitlError):
     code, status, title = "unsupported_media_type", 415, "The body must be application/json"
+
+
+class FilesUnavailable(HitlError):
+    code, status, title = "file_store_unavailable", 503, "The file store is away, try again"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after_s=5)
 
 
 class Unavailable(HitlError):

@@ -2,20 +2,23 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
+
+import httpx2
 
 from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
-from service.domain.run import Run, woken
+from service.domain.run import Run, RunStatus, woken
+from service.filestore import FileStore
 from service.notifier import Notifier
 from service.providers.registry import Registry
 from service.queue import RunQueue
-from service.store import approvals, runs
+from service.store import approvals, cancels, runs
 from service.store.database import Conn, Database
 
 T = TypeVar("T")
@@ -24,7 +27,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The outside, as the wiring opened it."""
+    """The outside, as the wiring opened it. `client` reaches only addresses that may be reached."""
 
     db: Database
     queue: RunQueue
@@ -33,6 +36,9 @@ class Services:
     keyring: Keyring
     public_url: str
     horizon_s: float
+    files: FileStore
+    file_max_bytes: int
+    client: httpx2.AsyncClient
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class After:
     wake: list[Run]
     changed: list[UUID]
     stopped: list[UUID]
+    cancelling: list[UUID] = field(default_factory=list)
 
     @classmethod
     def nothing(cls) -> "After":
@@ -52,6 +59,7 @@ async def carry_out(services: Services, after: After) -> None:
     """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
     await each(services.queue.wake, after.wake)
     await each(services.notifier.stop, after.stopped)
+    await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
     await each(services.notifier.notify, list(dict.fromkeys(after.changed)))
 
 
@@ -71,13 +79,17 @@ async def each(act: Callable[[T], Awaitable[R]], subjects: Sequence[T], *, at_on
 
 
 async def finish(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime, after: After, actor: str) -> Run:
-    """Write a run that reached a final status: close its open approvals, let the next in its session go."""
+    """Write a run that reached a final status: close its open approvals, let the next in its session go,
+    and end what it still has going at its provider, unless it may be taken up again."""
     closed: list[Fact] = []
     for open_approval in await approvals.open_of_run(conn, run.id):
         closed.append(await close_approval(conn, open_approval, now=now, actor=actor))
         after.changed.append(open_approval.id)
     run, _ = await runs.save(conn, run, [*closed, *facts], now=now)
     after.changed.append(run.id)
+    unwanted = run.status is not RunStatus.COMPLETED and not (run.error or {}).get("recoverable")
+    if unwanted and await cancels.add_of_run(conn, run.id):
+        after.cancelling.append(run.id)
     if run.session_id is not None:
         await release_next(conn, run.tenant, run.session_id, now=now, after=after)
     return run

@@ -87,6 +87,7 @@ def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[E
     """The facts as the run's next events, and the run with its counter and last hash moved on."""
     events: list[Event] = []
     seq, last = run.event_seq, run.event_hash
+    at = max(at, run.updated_at)  # two processes, two ideas of Postgres's clock: a record does not run backwards
     for fact in facts:
         seq += 1
         bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, fact.data, last, "")

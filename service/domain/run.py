@@ -95,6 +95,7 @@ class Run:
     request_id: str | None
     traceparent: str | None
     state_version: int = STATE_VERSION
+    build_tries: int = 0
 
     @property
     def final(self) -> bool:

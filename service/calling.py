@@ -1,0 +1,314 @@
+"""Floor 5: the provider call of a run that a worker holds: intend, send, look, settle.
+
+Never inside a transaction, never sent twice in silence. What a try has begun at a provider is not forgotten
+because its worker was told to stop: its reference is kept, and with it the call is adopted or ended.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from service.commands.callbacks import callback_url
+from service.commands.context import After, Services, carry_out, queued
+from service.commands.files import Copies, copied, discard
+from service.commands.outage import outlast
+from service.domain import payload
+from service.domain.call import (
+    Answered,
+    CallStatus,
+    Outcome,
+    ProviderCall,
+    Unreachable,
+    backoff,
+    look_after,
+    looked,
+    strays,
+    tried,
+)
+from service.domain.canonical import canonical, sha256_hex
+from service.domain.event import EventType, Fact
+from service.domain.plan import Call, Pass, adoptable_until, looked_at
+from service.domain.run import Run, RunStatus, woken
+from service.errors import LeaseLost
+from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken
+from service.leftovers import Leftovers
+from service.logs import get_logger
+from service.progress import Data, Progress
+from service.providers.protocol import Request
+from service.store import calls, cancels, events, files, runs
+
+LOOK_TIMEOUT_S: Final = 30.0
+TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
+
+log = get_logger("orchestrator")
+
+
+class Caller:
+    """`drop` is called with run and token when a write was refused while the call was under way. What was
+    received is written when Postgres is back, for the length of a lease."""
+
+    def __init__(self, services: Services, *, lease_s: float, drop: Callable[[UUID, int], None]) -> None:
+        self._services = services
+        self._lease_s = lease_s
+        self._drop = drop
+        self.leftovers = Leftovers(services)
+        self._telling = asyncio.Semaphore(TELLING)
+
+    async def call(self, held: Held, passed: Sequence[Pass], action: Call) -> str | None:
+        """One try. Returns what became of the run if its worker lets go of it now."""
+        held.intending = True
+        request = await self._intend(held, passed, action)
+        held.intending = False
+        if not isinstance(request, Request):
+            return request
+        progress = self._progress(held)
+        request = replace(request, progress=progress.tell)
+        writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
+        started = time.monotonic()
+        try:
+            outcome = await self.leftovers.sent(held.provider, request)
+        except BaseException:
+            writer.cancel()
+            raise
+        took_ms = max(1, round((time.monotonic() - started) * 1000))
+        self._log_call(held, outcome, took_ms)
+        try:
+            await progress.stop(writer)
+            return await self._settle(held, outcome, took_ms, progress, looking=False)
+        except BaseException:  # whatever it is: what was begun is not forgotten
+            self.leftovers.keep(held.provider, request, outcome)
+            raise
+
+    async def look(self, held: Held) -> str | None:
+        """One look at a call that the provider has accepted. Returns as `call`."""
+        assert held.call is not None
+        assert held.call.provider_ref is not None
+        progress = self._progress(held)
+        request = replace(self._request(held, held.call, held.call.tries - 1), progress=progress.tell)
+        request = replace(request, timeout_s=min(LOOK_TIMEOUT_S, max(10.0, request.timeout_s)))
+        started = time.monotonic()
+        outcome: Outcome
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                outcome = await held.provider.poll(request, held.call.provider_ref)
+        except TimeoutError:
+            outcome = Unreachable("no answer in time")
+        took_ms = max(1, round((time.monotonic() - started) * 1000))
+        self._log_call(held, outcome, took_ms)
+        return await self._settle(held, outcome, took_ms, progress, looking=True)
+
+    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | str | None:
+        """Write that the call is about to be made; only then may it be made. Else what became of the run, or None
+        where the call is no longer the one that was to be made."""
+        body = canonical(held.docs.payload)
+        after = After.nothing()
+        async with self._services.db.transaction() as conn:
+            await runs.lock_held(conn, held.run.id, held.token)
+            if await overtaken(conn, held):
+                return None
+            begun = await locked(self._services, conn, held, passed)
+            if begun is None:
+                return "paused"
+            run, facts = begun
+            now = self._services.db.now()
+            schema = (held.docs.description or {}).get("schema")
+            if sha256_hex(body) != run.payload_sha256 or payload.missing(held.docs.payload, schema):
+                raise RuntimeError("the payload is not the one that was let through")
+            sent_before = await calls.tries(conn, run.id)
+            limit = timedelta(seconds=held.provider.timeout_s(held.docs.tool_config))
+            call = _again(action.again, now, now + limit) if action.again else _first(run, now, now + limit)
+            await calls.intend(conn, call)
+            data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
+            facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
+            run, _ = await runs.save(conn, run, facts, now=now)
+            after.changed.append(run.id)
+        held.run, held.call = run, call  # after the commit: while it is not heard of, this stands as it was
+        log_steps(held.run, passed)
+        await carry_out(self._services, after)
+        return self._request(held, call, sent_before)
+
+    def _request(self, held: Held, call: ProviderCall, sent_before: int) -> Request:
+        run, now = held.run, self._services.db.now()
+        assert call.deadline_at is not None
+        return Request(
+            run_id=run.id,
+            number=call.number,
+            sent_before=sent_before,
+            idempotency_key=call.idempotency_key,
+            body=canonical(held.docs.payload),
+            payload_sha256=call.payload_sha256,
+            config=held.docs.tool_config,
+            secrets=self._services.keyring.unseal(held.docs.sealed),
+            callback_url=callback_url(self._services, run.id, call.number),
+            timeout_s=max(0.001, (call.deadline_at - now).total_seconds()),
+            run_left_s=max(0.001, (run.deadline_at - now).total_seconds()) if run.deadline_at else None,
+        )
+
+    def _progress(self, held: Held) -> Progress:
+        run_id, token = held.run.id, held.token
+
+        async def write(data: Data) -> None:
+            async with self._telling, self._services.db.transaction() as conn:
+                run = await runs.lock_held(conn, run_id, token)
+                await runs.save(conn, run, [_progressed(run, data)], now=self._services.db.now())
+            await self._services.notifier.notify(run_id)
+
+        return Progress(write, lambda: self._drop(run_id, token))
+
+    async def _settle(
+        self, held: Held, outcome: Outcome, took_ms: int, progress: Progress, *, looking: bool
+    ) -> str | None:
+        """Write what came of one try or look, and what it means for the run."""
+        assert held.call is not None
+        polls = held.provider.poll_s is not None
+        copies = await copied(self._services, held.run, held.call, outcome, polls=polls)
+        tries = 0
+
+        async def write() -> str | None:
+            nonlocal tries
+            tries += 1
+            return await self._write(held, outcome, copies, took_ms, progress, looking=looking)
+
+        try:
+            return await outlast(write, for_s=self._lease_s)
+        except LeaseLost:
+            if tries == 1:  # and nothing else: a commit that was cut off may have happened
+                self.leftovers.add(held.run.id, discard(self._services, copies.files))
+            raise
+
+    async def _write(
+        self, held: Held, given: Outcome, copies: Copies, took_ms: int, progress: Progress, *, looking: bool
+    ) -> str | None:
+        assert held.call is not None
+        outcome = copies.outcome
+        after = After.nothing()
+        async with self._services.db.transaction() as conn:
+            run = await runs.lock_held(conn, held.run.id, held.token)
+            now = self._services.db.now()
+            before = await calls.lock(conn, run.id, held.call.number)
+            assert before is not None
+            adopts = adoptable_until(before, abilities(held.provider)) is not None
+            stored = looked(before, outcome, now=now) if looking else tried(before, outcome, now=now, adopts=adopts)
+            stored = _with_copies(stored, given, copies)
+            facts: list[Fact] = []
+            written = run.provider_ms != held.run.provider_ms  # before, and only Postgres's answer was lost
+            if (
+                (last := progress.untold) is not None
+                and not written
+                and (not looking or last != await events.last_data(conn, run.id, EventType.PROVIDER_PROGRESS))
+            ):
+                facts.append(_progressed(run, last))
+            if stored != before:
+                await calls.save(conn, stored)
+            for ref in strays(before, stored, outcome):
+                await cancels.add(conn, stored, ref)
+                after.cancelling.append(run.id)
+            if stored.status is not before.status:
+                facts += _told(run, stored, took_ms)
+                if stored.status is CallStatus.ANSWERED:
+                    await runs.set_answer(conn, run.id, output=stored.output, raw=stored.raw)
+                    await files.insert(conn, copies.files)
+                elif stored.status is CallStatus.FAILED:
+                    await runs.set_answer(conn, run.id, output=None, raw=stored.raw)
+                if stored.cost_usd is not None:
+                    run = replace(run, actual_usd=(run.actual_usd or 0) + stored.cost_usd)
+            if not written:
+                run = replace(run, provider_ms=run.provider_ms + took_ms)
+            run, more, result = self._after_call(held, run, stored, outcome, now, after)
+            run, _ = await runs.save(conn, run, [*facts, *more], now=now)
+            after.changed.append(run.id)
+        held.run, held.call = run, stored
+        if stored.status is CallStatus.ANSWERED:
+            held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
+        await carry_out(self._services, after)
+        return result
+
+    def _after_call(
+        self, held: Held, run: Run, call: ProviderCall, outcome: Outcome, now: datetime, after: After
+    ) -> tuple[Run, list[Fact], str | None]:
+        """The run, further facts, and what became of it if its worker lets go of it now."""
+        paused = run.status is RunStatus.PAUSED
+        hint = outcome.retry_after_s if isinstance(outcome, Unreachable) else None
+        if looked_at(call, abilities(held.provider)):
+            assert held.provider.poll_s is not None
+            looks, jitter = max(call.looks, 2 * call.copy_tries), random.random()  # noqa: S311  spread, not secrecy
+            wait = look_after(looks, poll_s=held.provider.poll_s, retry_after_s=hint, jitter=jitter)
+            until = min(now + wait, call.deadline_at or now + wait)
+            run = awaiting(self._services, run, until, after, now=now)
+            return run, [], "paused" if paused else "awaiting_provider"
+        if paused:
+            return replace(run, lease_until=None, worker_id=None, released_at=now), [], "paused"
+        match call.status:
+            case CallStatus.RETRY:
+                wait = backoff(call.tries, retry_after_s=hint, jitter=random.random())  # noqa: S311  spread, not secrecy
+                later = woken(run, now=now, due_at=now + wait, released_at=now)
+                after.wake.append(later)
+                return replace(later, armed=True), [queued(later, "retry")], "retry_later"
+            case CallStatus.ACCEPTED:
+                run = awaiting(self._services, run, call.deadline_at, after, now=now)
+                return run, [], "awaiting_provider"
+            case CallStatus.INTENT:
+                until = adoptable_until(call, abilities(held.provider)) or now
+                return awaiting(self._services, run, until, after, now=now), [], "awaiting_provider"
+            case _:
+                return run, [], None
+
+    def _log_call(self, held: Held, outcome: Outcome, took_ms: int) -> None:
+        assert held.call is not None
+        log.info(
+            "provider.call", run_id=str(held.run.id), tenant=held.run.tenant, provider=held.provider.name,
+            outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+        )  # fmt: skip
+
+
+def _first(run: Run, now: datetime, deadline_at: datetime) -> ProviderCall:
+    assert run.payload_sha256 is not None
+    return ProviderCall(
+        run_id=run.id, number=run.call_no, tenant=run.tenant, idempotency_key=f"{run.id}-{run.call_no}",
+        payload_sha256=run.payload_sha256, status=CallStatus.INTENT, tries=1, provider_ref=None,
+        started_at=now, finished_at=None, deadline_at=deadline_at, output=None, raw=None, issues=None,
+        problem=None, quality=None, safety_flags=(), cost_usd=None,
+    )  # fmt: skip
+
+
+def _again(call: ProviderCall, now: datetime, deadline_at: datetime) -> ProviderCall:
+    """The next try of the same call, under the same idempotency key.
+
+    A try that had no effect is over, and the next has its own time; one that nobody knows of goes on.
+    """
+    anew = call.status is CallStatus.RETRY
+    return replace(
+        call, status=CallStatus.INTENT, tries=call.tries + 1, finished_at=None, problem=None,
+        started_at=now if anew else call.started_at, deadline_at=deadline_at if anew else call.deadline_at,
+    )  # fmt: skip
+
+
+def _with_copies(call: ProviderCall, given: Outcome, copies: Copies) -> ProviderCall:
+    """What was paid for is counted, though its files could not be copied."""
+    if copies.again:
+        return replace(call, copy_tries=call.copy_tries + 1)
+    if call.status is CallStatus.FAILED and isinstance(given, Answered):
+        return replace(call, cost_usd=given.cost_usd)
+    return call
+
+
+def _progressed(run: Run, data: Data) -> Fact:
+    return Fact(EventType.PROVIDER_PROGRESS, f"provider:{run.provider}", dict(data))
+
+
+def _told(run: Run, call: ProviderCall, took_ms: int) -> list[Fact]:
+    """The event of a try that ended. One that goes on, or will be tried again, has none yet."""
+    data: dict[str, Any] = {"call": call.number, "try": call.tries, "ms": took_ms}
+    actor = f"provider:{run.provider}"
+    match call.status:
+        case CallStatus.ANSWERED:
+            return [Fact(EventType.PROVIDER_COMPLETED, actor, {**data, "provider_ref": call.provider_ref})]
+        case CallStatus.ACCEPTED | CallStatus.INTENT:
+            return []
+        case _:
+            return [Fact(EventType.PROVIDER_FAILED, actor, {**data, "code": call.status})]
