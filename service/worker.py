@@ -225,7 +225,7 @@ class Heartbeat:
         lease_s = settings.hitl_lease_seconds
         # what is left of the lease: this process must give its runs up before another may take them
         left_s = self._renewed + 0.9 * lease_s - time.monotonic()
-        async with asyncio.timeout(max(0.1, min(left_s, lease_s / 4))), connection as conn:
+        async with asyncio.timeout(max(0.1, min(left_s, lease_s / 3))), connection as conn:
             kept = await runs.renew(conn, mine, lease_s=lease_s) if mine else set()
             await self._runtime.services.db.read_clock(conn)
             await workers.beat(conn, self._worker_id, jobs=len(mine), max_jobs=settings.hitl_max_jobs)

@@ -264,3 +264,27 @@ async def test_a_run_that_was_given_back_unheard_is_nobodys_and_is_woken_by_the_
     gated.opened.set()
     assert await worker(house.runtime).advance(run_id) == "completed"
     await db.close()
+
+
+async def test_a_heartbeat_whose_own_connection_broke_renews_over_the_pool(house: House, gated: Gated) -> None:
+    runtime = house.runtime
+    run_id = await begin(runtime, http_tool(gated.url))
+    hand = worker(runtime)
+    call = asyncio.create_task(hand.advance(run_id))
+    await within(gated.arrived)
+    presence = Presence(runtime, "w2")
+    holding = asyncio.create_task(presence.hold())
+
+    async def held() -> bool:
+        return bool(await sql(runtime, "select count(*) from workers where id = 'w2' and lock_id is not null"))
+
+    await eventually(held, "the lock")
+    before = await look(runtime, run_id)
+    ends = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'hitl-test-session'"
+    assert await sql(runtime, ends)
+    await Heartbeat(runtime, hand, "w2", presence).once()
+    assert (await look(runtime, run_id)).lease_until != before.lease_until
+    await holding  # it says that the lock is gone by ending; the worker takes it again
+    gated.opened.set()
+    assert await call == "completed"
+    await sql(runtime, "delete from workers")

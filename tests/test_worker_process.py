@@ -256,8 +256,8 @@ async def test_a_decision_taken_while_redis_is_away_is_acted_on_once_it_is_back(
     server.close()
 
 
-async def test_after_a_restart_of_everything_the_first_decision_is_acted_on_with_hundreds_waiting(site: Site) -> None:
-    count = 300
+async def test_after_a_restart_of_everything_the_first_decision_is_acted_on_with_many_waiting(site: Site) -> None:
+    count = 80
     await site.empty()
     first = await site.started("before")
     config = HitlConfig(policy="require_human", allowed_steps=["payload_review"])
