@@ -124,8 +124,8 @@ class HITLOrchestrator:
 
     async def _work(self, run: Run) -> str:
         async with self._services.db.connection() as conn:
+            call = await calls.get(conn, run.id, run.call_no)  # first: what answers it writes the documents with it
             docs = await runs.documents(conn, run.id)
-            call = await calls.get(conn, run.id, run.call_no)
         provider = self._services.registry.by_tool(run.tool)
         held = Held(run, docs, call, provider, run.fencing_token)
         while True:
