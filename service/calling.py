@@ -120,9 +120,9 @@ class Caller:
             await calls.intend(conn, call)
             data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
             facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
-            held.run, _ = await runs.save(conn, run, facts, now=now)
-            held.call = call
+            run, _ = await runs.save(conn, run, facts, now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, call  # after the commit: while it is not heard of, this stands as it was
         log_steps(held.run, passed)
         await carry_out(self._services, after)
         return self._request(held, call, sent_before)
@@ -164,7 +164,7 @@ class Caller:
         copies = await copied(self._services, held.run, held.call, outcome, polls=polls)
         try:
             return await self._write(held, outcome, copies, took_ms, progress, looking=looking)
-        except LeaseLost:  # and nothing else: a commit that was cut off may have happened
+        except LeaseLost:
             self.leftovers.add(held.run.id, discard(self._services, copies.files))
             raise
 
@@ -203,11 +203,11 @@ class Caller:
                     run = replace(run, actual_usd=(run.actual_usd or 0) + stored.cost_usd)
             run = replace(run, provider_ms=run.provider_ms + took_ms)
             run, more, result = self._after_call(held, run, stored, outcome, now, after)
-            held.run, _ = await runs.save(conn, run, [*facts, *more], now=now)
-            held.call = stored
-            if stored.status is CallStatus.ANSWERED:
-                held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
+            run, _ = await runs.save(conn, run, [*facts, *more], now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, stored
+        if stored.status is CallStatus.ANSWERED:
+            held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
         await carry_out(self._services, after)
         return result
 
