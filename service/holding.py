@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from service.commands.context import After, Services
-from service.domain.call import ProviderCall
+from service.domain.call import CallStatus, ProviderCall
 from service.domain.event import EventType, Fact
 from service.domain.plan import Abilities, Documents, Pass, looked_at
 from service.domain.run import Run, RunStatus, advanced, released
@@ -68,6 +68,8 @@ async def overtaken(conn: Conn, held: Held) -> bool:
     current = await calls.lock(conn, held.run.id, held.run.call_no)
     same = _standing(current) == _standing(held.call)
     held.call = current
+    if current is not None and current.status is CallStatus.ANSWERED:
+        held.docs = replace(held.docs, output=current.output, raw_response=current.raw)
     return not same
 
 

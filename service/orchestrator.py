@@ -161,8 +161,8 @@ class HITLOrchestrator:
 
     async def _loaded(self, run: Run) -> Held:
         async with self._services.db.connection() as conn:
+            call = await calls.get(conn, run.id, run.call_no)  # first: what answers it writes the documents with it
             docs = await runs.documents(conn, run.id)
-            call = await calls.get(conn, run.id, run.call_no)
         return Held(run, docs, call, self._services.registry.by_tool(run.tool), run.fencing_token)
 
     async def _after_outage(self, held: Held) -> Held:

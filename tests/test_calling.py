@@ -13,7 +13,7 @@ import pytest
 
 from service.calling import Caller
 from service.commands.approvals import decide
-from service.commands.callbacks import take_notice
+from service.commands.callbacks import take_callback, take_notice
 from service.commands.cancels import cancel_due
 from service.commands.context import Services
 from service.commands.runs import cancel_run, pause_run, resume_run
@@ -43,7 +43,8 @@ from service.runtime import Runtime
 from service.store import approvals, calls, events, runs
 from service.worker import Process, cancel_calls
 from tests.acting import AUTO, begin, look, sql, story, within, worker
-from tests.conftest import DEV, eventually
+from tests.conftest import DEV, eventually, http_tool
+from tests.conftest import Provider as HttpEndpoint
 from tests.scripting import TOOL, Gate, Scripted, serving
 
 DONE = Answered({"image": "fox"}, {"id": "p1", "output": "fox"}, provider_ref="p1", cost_usd=0.5)
@@ -881,6 +882,26 @@ async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(
     assert held.call is not None
     assert await Caller(services, lease_s=30, drop=hand.drop).call(held, [], Call(again=held.call)) is None
     assert (held.call.status, held.call.provider_ref, len(provider.requests)) == ("accepted", "p1", 1)
+
+
+async def test_an_answer_that_comes_before_the_next_intent_is_the_runs_output(
+    empty: Runtime, provider: HttpEndpoint
+) -> None:
+    provider.script = [(503, {})]
+    run_id = await begin(empty, http_tool(provider.url))
+    hand = worker(empty)
+    assert await hand.advance(run_id) == "retry_later"
+    await make_due(empty, run_id)
+    held = await stale(empty, empty.services, run_id)
+    signature = empty.services.keyring.sign("callback", f"{run_id}:1")
+    await take_callback(empty.services, run_id, 1, signature, {"late": True})
+    assert held.call is not None
+    assert await Caller(empty.services, lease_s=30, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert await hand._step(held) == "completed"
+    assert len(provider.seen) == 1
+    assert await sql(empty, "select result from run_documents where run_id = $1", run_id) == {
+        "response": {"late": True}
+    }
 
 
 @pytest.mark.parametrize("action", [Suspend(None), Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])])
