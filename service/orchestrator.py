@@ -289,7 +289,7 @@ class HITLOrchestrator:
             payload_sha256=call.payload_sha256,
             config=held.docs.tool_config,
             secrets=self._services.keyring.unseal(held.docs.sealed),
-            callback_url=callback_url(self._services, run.id, call.number),
+            callback_url=callback_url(self._services, run.provider, run.id, call.number),
             timeout_s=max(0.001, (call.deadline_at - self._services.db.now()).total_seconds()),
         )
 

@@ -14,6 +14,8 @@ from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
 from service.providers.registry import Registry
+from service.providers.replicate import ReplicateProvider
+from service.providers.replicate_api import ReplicateApi
 from service.queue import RunQueue
 from service.settings import Settings, require
 from service.store.database import Database
@@ -34,11 +36,15 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     own = queue.connect(settings.redis_url) if redis is None else redis
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")
     client = guarded_client(settings.http_allow)
+    replicate = ReplicateProvider(
+        ReplicateApi(settings.replicate_api_token, settings.replicate_base_url),
+        webhook_secrets=settings.replicate_webhook_secret,
+    )
     services = Services(
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
-        registry=Registry([HttpProvider(client), EchoProvider()]),
+        registry=Registry([HttpProvider(client), EchoProvider(), replicate]),
         keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
@@ -46,6 +52,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     try:
         yield Runtime(settings, services, own)
     finally:
+        await replicate.aclose()
         await client.aclose()
         if redis is None:
             await own.aclose(close_connection_pool=True)

@@ -24,6 +24,13 @@ def key_of(secret: str) -> bytes:
     return key
 
 
+def is_secret(text: str) -> bool:
+    try:
+        return bool(key_of(text))
+    except ValueError:
+        return False
+
+
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """One signature, as it stands in `webhook-signature`; those of several secrets are joined by a blank."""
     return _signature(key_of(secret), message_id, str(timestamp), body)
