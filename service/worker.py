@@ -96,6 +96,7 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
         return
     process.background.cancel()
     await asyncio.wait([process.background], timeout=2)
+    await process.orchestrator.close()
     await _unless_away(_leave(process))
     await process.stack.aclose()
     log.info("worker.stopped", worker=process.worker_id)

@@ -85,11 +85,10 @@ def _adopted(call: ProviderCall, provider_ref: str) -> ProviderCall:
 async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, after: After) -> None:
     """Make the run due, if it waits for its provider, or for a human to say what became of the call."""
     closed: list[Fact] = []
-    if call.status is CallStatus.UNKNOWN:
-        for waiting in await approvals.open_of_run(conn, run.id):
-            if waiting.checkpoint_type == Checkpoint.OUTCOME_UNKNOWN:
-                closed.append(await close_approval(conn, waiting, now=now, actor=f"provider:{run.provider}"))
-                after.changed.append(waiting.id)
+    for waiting in await approvals.open_of_run(conn, run.id):
+        if waiting.checkpoint_type == Checkpoint.OUTCOME_UNKNOWN:
+            closed.append(await close_approval(conn, waiting, now=now, actor=f"provider:{run.provider}"))
+            after.changed.append(waiting.id)
     waits = run.status is RunStatus.AWAITING_PROVIDER
     tries_later = run.status is RunStatus.QUEUED and call.status is CallStatus.RETRY
     asked = run.status is RunStatus.AWAITING_HUMAN and bool(closed)
