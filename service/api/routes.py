@@ -5,10 +5,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import approvals, operations, runs, webhooks
+from service.api import approvals, files, operations, runs, webhooks
 from service.api.operation import Operation, serve
 
-TABLE: tuple[Operation, ...] = (*runs.OPERATIONS, *approvals.OPERATIONS, *operations.OPERATIONS, *webhooks.OPERATIONS)
+TABLE: tuple[Operation, ...] = (
+    *runs.OPERATIONS,
+    *approvals.OPERATIONS,
+    *files.OPERATIONS,
+    *operations.OPERATIONS,
+    *webhooks.OPERATIONS,
+)
 
 
 def routes() -> list[Route]:

@@ -49,7 +49,9 @@ def _succeeded(prediction: Mapping[str, JSON], ref: str, config: Mapping[str, JS
 
 
 def is_file(text: str, host: str) -> bool:
-    """Whether the whole text is a URL of a file that Replicate serves, and will delete."""
+    """Whether the whole text is a URL of a file that Replicate serves, and will delete, or a file in itself."""
+    if text.startswith("data:"):
+        return ";base64," in text[:200]
     if not text.startswith(("http://", "https://")) or any(c.isspace() for c in text):
         return False
     try:

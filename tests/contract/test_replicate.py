@@ -17,7 +17,7 @@ from service.domain.canonical import canonical
 from service.domain.standard_webhooks import sign
 from service.embedded import Servers
 from service.standins.replicate import SECRET, TOKEN, Fault, Prediction, Replicate, throttled
-from service.standins.replicate_models import FLUX, Model
+from service.standins.replicate_models import FLUX, PNG, Model
 from service.standins.replicate_server import replicate_standin
 from service.store.migrate import migrate
 from tests.conftest import (
@@ -65,6 +65,7 @@ async def base_url(served: Replicate, servers: Servers, tmp_path_factory: pytest
         HITL_PUBLIC_URL=url, REPLICATE_API_TOKEN=TOKEN, REPLICATE_BASE_URL=served.url, REPLICATE_WEBHOOK_SECRET="",
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("replicate")
+    env["HITL_FILES"] = str(folder / "files")
     args = ("uvicorn", "--factory", "service.app:create_app", "--port", str(port), "--no-access-log")
     log = folder / "web.log"
     with (
@@ -129,6 +130,22 @@ async def test_what_is_approved_is_the_input_of_one_prediction(client: httpx2.As
     assert run["cost"]["actual_usd"] == pytest.approx(0.5 * raw["metrics"]["predict_time"])
     found = await types(client, run["run_id"])
     assert [found.count(f"provider.{what}") for what in ("submitted", "completed", "failed")] == [1, 1, 0]
+
+
+async def test_output_files_are_served_by_us_before_the_run_completes(
+    client: httpx2.AsyncClient, standin: Replicate
+) -> None:
+    run = await run_once(client, name=FLUX.name, example_input={"prompt": "x", "num_outputs": 2})
+
+    assert run["status"] == "completed", run["error"]
+    originals = run["raw_response"]["output"]
+    assert len(run["result"]) == 2 and all(url.startswith(standin.url) for url in originals)
+    standin.reset()  # Replicate has deleted them
+    for path in run["result"]:
+        assert path.startswith("/hitl/files/")
+        answer = await client.get(path)
+        assert (answer.status_code, answer.content) == (200, PNG)
+        assert answer.headers["content-type"] == "image/png"
 
 
 async def test_a_slow_prediction_is_waited_for_without_a_slot(client: httpx2.AsyncClient, standin: Replicate) -> None:
