@@ -33,7 +33,7 @@ from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.plan import Call, Pass, adoptable_until, looked_at
 from service.domain.run import Run, RunStatus, woken
-from service.errors import LeaseLost, Unavailable
+from service.errors import LeaseLost
 from service.holding import Held, abilities, awaiting, locked, log_steps
 from service.leftovers import Leftovers
 from service.logs import get_logger
@@ -73,8 +73,8 @@ class Caller:
         try:
             await progress.stop(writer)
             return await self._settle(held, outcome, took_ms, progress, looking=False)
-        except (LeaseLost, Unavailable, asyncio.CancelledError):
-            self.leftovers.keep(request, outcome)
+        except BaseException:  # whatever it is: what was begun is not forgotten
+            self.leftovers.keep(held.provider, request, outcome)
             raise
 
     async def look(self, held: Held) -> str | None:
