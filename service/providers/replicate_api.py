@@ -47,11 +47,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """No answer. `sent`: the request may have arrived."""
+    """No answer. `sent`: the request may have arrived. `held_back_s`: it was not made, for so long."""
 
     problem: str
     sent: bool
-    retry_after_s: float | None = None
+    held_back_s: float | None = None
 
 
 class ReplicateApi:
@@ -107,7 +107,7 @@ class ReplicateApi:
             return Silence(TOKENLESS, sent=False)
         later_s = await limiter.admit(patience_s=min(PATIENCE_S, timeout_s))
         if later_s is not None:
-            return Silence("Replicate's rate limit is used up", sent=False, retry_after_s=later_s)
+            return Silence("Replicate's rate limit is used up", sent=False, held_back_s=later_s)
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await _exchange(client, method, path, body, headers)
@@ -151,7 +151,7 @@ def _reset_s(answer: JSON, header: str | None) -> float | None:
 def refusal(answer: Reply | Silence) -> Unreachable | Rejected:
     """What an answer that is not the wanted one means for a request without an effect."""
     if isinstance(answer, Silence):
-        return Unreachable(answer.problem, answer.retry_after_s)
+        return Unreachable(answer.problem, answer.held_back_s, held_back=answer.held_back_s is not None)
     if answer.ok and answer.too_large:
         return Rejected(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
     if answer.ok:

@@ -58,10 +58,10 @@ async def save(conn: Conn, call: ProviderCall) -> None:
         """
         update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = $7,
             issues = $8, problem = $9, quality = $10, safety_flags = $11, cost_usd = $12, looks = $13,
-            copy_tries = $14
+            copy_tries = $14, tries = $15
         where run_id = $1 and number = $2
         """,
         call.run_id, call.number, call.status, call.provider_ref, call.finished_at, call.output, call.raw,
         call.issues, call.problem, call.quality, list(call.safety_flags), call.cost_usd,
-        call.looks, call.copy_tries,
+        call.looks, call.copy_tries, call.tries,
     )  # fmt: skip
