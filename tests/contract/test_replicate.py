@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -74,6 +74,13 @@ async def base_url(served: Replicate, servers: Servers, tmp_path_factory: pytest
     ):
         await asyncio.to_thread(until_ready, url, child, log)
         yield url
+
+
+@pytest.fixture
+def logs(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Everything that web and worker have written so far."""
+    folder = next(tmp_path_factory.getbasetemp().glob("replicate*"))
+    return lambda: "".join(path.read_text() for path in folder.glob("*.log"))
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -479,3 +486,18 @@ async def test_what_a_safety_checker_said_asks_at_the_response(client: httpx2.As
 async def test_the_provider_is_listed(client: httpx2.AsyncClient) -> None:
     found = {one["name"]: one for one in (await client.get("/hitl/providers")).json()["providers"]}
     assert found["replicate"]["tools"] == ["replicate-agent-tool"]
+
+
+async def test_neither_content_nor_secret_reaches_a_log(
+    client: httpx2.AsyncClient, standin: Replicate, logs: Callable[[], str]
+) -> None:
+    standin.fails_with = "no foxes like vulpes-lagopus here"
+    body = run_body(tool(description="vulpes-zerda"), prompt="vulpes-vulpes runs")
+    run = await settled(client, await start(client, body))
+    assert run["error"]["code"] == "provider_failed"
+
+    written = logs()
+    signature = (next(iter(standin.predictions.values())).webhook or "").rpartition("signature=")[2]
+    assert len(signature) > 20 and "provider.call" in written
+    for secret in ("vulpes", TOKEN, SECRET, signature, "signature="):
+        assert secret not in written
