@@ -34,7 +34,7 @@ from service.domain.event import EventType, Fact
 from service.domain.plan import Call, Pass, adoptable_until, looked_at
 from service.domain.run import Run, RunStatus, woken
 from service.errors import LeaseLost
-from service.holding import Held, abilities, awaiting, locked, log_steps
+from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken
 from service.leftovers import Leftovers
 from service.logs import get_logger
 from service.progress import Data, Progress
@@ -42,6 +42,7 @@ from service.providers.protocol import Request
 from service.store import calls, cancels, events, files, runs
 
 LOOK_TIMEOUT_S: Final = 30.0
+TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
 
 log = get_logger("orchestrator")
 
@@ -53,12 +54,13 @@ class Caller:
         self._services = services
         self._drop = drop
         self.leftovers = Leftovers(services)
+        self._telling = asyncio.Semaphore(TELLING)
 
     async def call(self, held: Held, passed: Sequence[Pass], action: Call) -> str | None:
         """One try. Returns what became of the run if its worker lets go of it now."""
         request = await self._intend(held, passed, action)
-        if request is None:
-            return "paused"
+        if not isinstance(request, Request):
+            return request
         progress = self._progress(held)
         request = replace(request, progress=progress.tell)
         writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
@@ -95,14 +97,18 @@ class Caller:
         self._log_call(held, outcome, took_ms)
         return await self._settle(held, outcome, took_ms, progress, looking=True)
 
-    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | None:
-        """Write that the call is about to be made; only then may it be made."""
+    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | str | None:
+        """Write that the call is about to be made; only then may it be made. Else what became of the run, or None
+        where the call is no longer the one that was to be made."""
         body = canonical(held.docs.payload)
         after = After.nothing()
         async with self._services.db.transaction() as conn:
+            await runs.lock_held(conn, held.run.id, held.token)
+            if await overtaken(conn, held):
+                return None
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
-                return None
+                return "paused"
             run, facts = begun
             now = self._services.db.now()
             schema = (held.docs.description or {}).get("schema")
@@ -114,9 +120,9 @@ class Caller:
             await calls.intend(conn, call)
             data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
             facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
-            held.run, _ = await runs.save(conn, run, facts, now=now)
-            held.call = call
+            run, _ = await runs.save(conn, run, facts, now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, call  # after the commit: while it is not heard of, this stands as it was
         log_steps(held.run, passed)
         await carry_out(self._services, after)
         return self._request(held, call, sent_before)
@@ -142,7 +148,7 @@ class Caller:
         run_id, token = held.run.id, held.token
 
         async def write(data: Data) -> None:
-            async with self._services.db.transaction() as conn:
+            async with self._telling, self._services.db.transaction() as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 await runs.save(conn, run, [_progressed(run, data)], now=self._services.db.now())
             await self._services.notifier.notify(run_id)
@@ -158,7 +164,7 @@ class Caller:
         copies = await copied(self._services, held.run, held.call, outcome, polls=polls)
         try:
             return await self._write(held, outcome, copies, took_ms, progress, looking=looking)
-        except LeaseLost:  # and nothing else: a commit that was cut off may have happened
+        except LeaseLost:
             self.leftovers.add(held.run.id, discard(self._services, copies.files))
             raise
 
@@ -197,11 +203,11 @@ class Caller:
                     run = replace(run, actual_usd=(run.actual_usd or 0) + stored.cost_usd)
             run = replace(run, provider_ms=run.provider_ms + took_ms)
             run, more, result = self._after_call(held, run, stored, outcome, now, after)
-            held.run, _ = await runs.save(conn, run, [*facts, *more], now=now)
-            held.call = stored
-            if stored.status is CallStatus.ANSWERED:
-                held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
+            run, _ = await runs.save(conn, run, [*facts, *more], now=now)
             after.changed.append(run.id)
+        held.run, held.call = run, stored
+        if stored.status is CallStatus.ANSWERED:
+            held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
         await carry_out(self._services, after)
         return result
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from service.commands.context import After, Services
-from service.domain.call import ProviderCall
+from service.domain.call import CallStatus, ProviderCall
 from service.domain.event import EventType, Fact
 from service.domain.plan import Abilities, Documents, Pass, looked_at
 from service.domain.run import Run, RunStatus, advanced, released
@@ -59,6 +59,21 @@ async def locked(services: Services, conn: Conn, held: Held, passed: Sequence[Pa
         if fresh.step != "completed":
             facts.append(Fact(EventType.STEP_STARTED, "system", {"step": fresh.step}))
     return fresh, facts
+
+
+async def overtaken(conn: Conn, held: Held) -> bool:
+    """Whether a callback or a notice has changed the call since it was read; then it is read anew, and the plan is
+    to be made again. The run is locked already: nobody changes the call after this."""
+    current = await calls.lock(conn, held.run.id, held.run.call_no)
+    same = _standing(current) == _standing(held.call)
+    held.call = current
+    if current is not None and current.status is CallStatus.ANSWERED:
+        held.docs = replace(held.docs, output=current.output, raw_response=current.raw)
+    return not same
+
+
+def _standing(call: ProviderCall | None) -> tuple[object, ...] | None:
+    return None if call is None else (call.number, call.status, call.tries, call.provider_ref)
 
 
 async def put_down(services: Services, conn: Conn, run: Run) -> None:

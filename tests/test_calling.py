@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
+from service.calling import Caller
 from service.commands.approvals import decide
-from service.commands.callbacks import take_notice
+from service.commands.callbacks import take_callback, take_notice
 from service.commands.cancels import cancel_due
 from service.commands.context import Services
 from service.commands.runs import cancel_run, pause_run, resume_run
@@ -32,15 +33,18 @@ from service.domain.call import (
 )
 from service.domain.event import Event
 from service.domain.ids import job_id
-from service.domain.policy import HitlConfig
+from service.domain.plan import Ask, Call, Suspend
+from service.domain.policy import Checkpoint, HitlConfig
+from service.holding import Held
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
 from service.providers.protocol import Request
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime
-from service.store import approvals, calls, events
+from service.store import approvals, calls, events, runs
 from service.worker import Process, cancel_calls
 from tests.acting import AUTO, begin, look, sql, story, within, worker
-from tests.conftest import DEV, eventually
+from tests.conftest import DEV, eventually, http_tool
+from tests.conftest import Provider as HttpEndpoint
 from tests.scripting import TOOL, Gate, Scripted, serving
 
 DONE = Answered({"image": "fox"}, {"id": "p1", "output": "fox"}, provider_ref="p1", cost_usd=0.5)
@@ -851,3 +855,63 @@ async def test_the_workers_job_ends_what_is_to_be_ended(empty: Runtime) -> None:
     await cancel_calls({"process": process, "job_id": f"cancel:{run_id}"}, str(run_id))
     assert provider.cancelled == ["p1"]
     await idle
+
+
+# ---- overtaken between the plan and its first write
+
+
+async def stale(runtime: Runtime, services: Services, run_id: UUID) -> Held:
+    """The run as a worker has read it, before what comes next."""
+    async with runtime.services.db.transaction() as conn:
+        run = await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
+        assert run is not None
+        docs = await runs.documents(conn, run_id)
+        call = await calls.get(conn, run_id, 1)
+    return Held(run, docs, call, services.registry.by_tool(run.tool), run.fencing_token)
+
+
+async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(empty: Runtime) -> None:
+    provider = Scripted(creates=[Unreachable("500")], looks=[DONE])
+    services = serving(empty, provider)
+    run_id = await begin(empty, TOOL, services=services)
+    hand = worker(empty, services=services)
+    assert await hand.advance(run_id) == "retry_later"
+    await make_due(empty, run_id)
+    held = await stale(empty, services, run_id)
+    await take_notice(services, run_id, 1, "p1")
+    assert held.call is not None
+    assert await Caller(services, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert (held.call.status, held.call.provider_ref, len(provider.requests)) == ("accepted", "p1", 1)
+
+
+async def test_an_answer_that_comes_before_the_next_intent_is_the_runs_output(
+    empty: Runtime, provider: HttpEndpoint
+) -> None:
+    provider.script = [(503, {})]
+    run_id = await begin(empty, http_tool(provider.url))
+    hand = worker(empty)
+    assert await hand.advance(run_id) == "retry_later"
+    await make_due(empty, run_id)
+    held = await stale(empty, empty.services, run_id)
+    signature = empty.services.keyring.sign("callback", f"{run_id}:1")
+    await take_callback(empty.services, run_id, 1, signature, {"late": True})
+    assert held.call is not None
+    assert await Caller(empty.services, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert await hand._step(held) == "completed"
+    assert len(provider.seen) == 1
+    assert await sql(empty, "select result from run_documents where run_id = $1", run_id) == {
+        "response": {"late": True}
+    }
+
+
+@pytest.mark.parametrize("action", [Suspend(None), Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])])
+async def test_a_call_that_is_adopted_before_the_run_is_put_down_is_looked_at(empty: Runtime, action: Any) -> None:
+    provider = Scripted(creates=[OutcomeUnknown("?")], looks=[DONE])
+    services, hand, run_id = await going(empty, provider)
+    await make_due(empty, run_id)
+    held = await stale(empty, services, run_id)
+    await take_notice(services, run_id, 1, "p1")
+    put_down = hand._suspend(held, action) if isinstance(action, Suspend) else hand._ask(held, [], action)
+    assert await put_down is None
+    assert await hand._step(held) is None
+    assert (held.call is not None and held.call.status, provider.looked) == ("answered", ["p1"])

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,7 +21,8 @@ from service.commands.keys import NewKey, create_key
 from service.commands.runs import cancel_run
 from service.domain.call import Accepted, Answered
 from service.embedded import Servers
-from service.filestore import FolderStore
+from service.errors import FilesUnavailable
+from service.filestore import FolderStore, StoreFailed
 from service.providers.guard import guarded_client
 from service.runtime import Runtime
 from tests.acting import begin, look, sql, within, worker
@@ -301,6 +303,18 @@ async def test_a_large_file_is_streamed(empty: Runtime, tmp_path: Path) -> None:
 
 
 # ---- serving
+
+
+async def test_a_store_that_is_away_is_503(empty: Runtime, folder: Path, provider: Provider) -> None:
+    class Away(FolderStore):
+        async def open(self, location: str, start: int, end: int) -> AsyncIterator[bytes]:
+            raise StoreFailed("away")
+
+    path = await one_file(empty, provider, folder)
+    file = await copying.find_file(empty.services, "default", UUID(path.rpartition("/")[2]))
+    with pytest.raises(FilesUnavailable) as refused:
+        await copying.read_file(replace(empty.services, files=Away(folder)), file, 0, 1)
+    assert (refused.value.status, refused.value.retry_after_s) == (503, 5)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from service.domain.call import Accepted, Answered, Outcome, ProviderCall, Provi
 from service.domain.file import StoredFile, location_of, media_type_of, name_of, with_files
 from service.domain.ids import uuid7
 from service.domain.run import Run
-from service.errors import FilesUnavailable, NotFound
+from service.errors import FilesUnavailable, NotFound, Unavailable
 from service.filestore import PIECE, Missing, StoreFailed
 from service.logs import get_logger
 from service.providers.guard import BlockedAddress
@@ -75,11 +75,15 @@ async def copied(services: Services, run: Run, call: ProviderCall, outcome: Outc
 
 
 async def discard(services: Services, unwanted: Sequence[StoredFile]) -> None:
-    """Remove copies whose rows were never written. What is left of them costs only space."""
+    """Remove copies whose rows were never written: that is looked up, as a commit that was cut off may have happened.
+    What is left of them costs only space."""
     for file in unwanted:
         try:
-            await services.files.remove(file.location)
-        except StoreFailed:
+            async with services.db.connection() as conn:
+                wanted = await files.get(conn, file.tenant, file.id)
+            if wanted is None:
+                await services.files.remove(file.location)
+        except (StoreFailed, Unavailable):
             continue
 
 
