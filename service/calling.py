@@ -144,7 +144,7 @@ class Caller:
             payload_sha256=call.payload_sha256,
             config=held.docs.tool_config,
             secrets=self._services.keyring.unseal(held.docs.sealed),
-            callback_url=callback_url(self._services, run.id, call.number),
+            callback_url=callback_url(self._services, run.provider, run.id, call.number),
             timeout_s=max(0.001, (call.deadline_at - now).total_seconds()),
             run_left_s=max(0.001, (run.deadline_at - now).total_seconds()) if run.deadline_at else None,
         )

@@ -15,6 +15,8 @@ from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
 from service.providers.registry import Registry
+from service.providers.replicate import ReplicateProvider
+from service.providers.replicate_api import ReplicateApi
 from service.queue import RunQueue
 from service.settings import Settings, SettingsError, require
 from service.store.database import Database
@@ -39,11 +41,15 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         files = open_store(settings.files, endpoint=settings.hitl_files_endpoint)
     except ImportError:
         raise SettingsError("HITL_FILES: got an s3:// address; allowed: a folder, or it with the extra `s3`") from None
+    replicate = ReplicateProvider(
+        ReplicateApi(settings.replicate_api_token, settings.replicate_base_url),
+        webhook_secrets=settings.replicate_webhook_secret,
+    )
     services = Services(
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
-        registry=Registry([HttpProvider(client), EchoProvider()]),
+        registry=Registry([HttpProvider(client), EchoProvider(), replicate]),
         keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
@@ -54,6 +60,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     try:
         yield Runtime(settings, services, own)
     finally:
+        await replicate.aclose()
         await client.aclose()
         if redis is None:
             await own.aclose(close_connection_pool=True)

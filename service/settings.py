@@ -1,5 +1,6 @@
 """Floor 1: the environment, read once and checked; a bad value is one line and exit status 2."""
 
+import base64
 import ipaddress
 import os
 import sys
@@ -11,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
+_SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET"}
 
 
 class SettingsError(Exception):
@@ -39,6 +41,9 @@ class Settings(BaseSettings):
     hitl_timer_horizon_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None
+    replicate_api_token: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = None
+    replicate_base_url: str = "https://api.replicate.com"
+    replicate_webhook_secret: Annotated[tuple[str, ...], NoDecode] = ()
     hitl_files: str | None = None
     hitl_files_endpoint: str | None = None
     hitl_file_max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 1024 * 1024
@@ -84,6 +89,25 @@ class Settings(BaseSettings):
     def _redis(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("a URL that begins with redis:// or rediss://")
+        return value
+
+    @field_validator("replicate_base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
+            raise ValueError("a URL that begins with https:// or http://")
+        return value
+
+    @field_validator("replicate_webhook_secret", mode="before")
+    @classmethod
+    def _secrets(cls, value: Any) -> Any:
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+    @field_validator("replicate_webhook_secret")
+    @classmethod
+    def _standard(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_is_webhook_secret(secret) for secret in value):
+            raise ValueError("whsec_ and base64; several separated by blanks")
         return value
 
     @property
@@ -162,6 +186,14 @@ def require_or_exit(settings: Settings) -> Settings:
 def may_embed(environ: Mapping[str, str] = os.environ) -> bool:
     """Never on Fly.io: a machine's disk there is not the place for the truth."""
     return "FLY_APP_NAME" not in environ
+
+
+def _is_webhook_secret(text: str) -> bool:
+    encoded = text.removeprefix("whsec_")
+    try:
+        return text != encoded and bool(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+    except ValueError:
+        return False
 
 
 def _line(error: Any) -> str:

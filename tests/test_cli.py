@@ -350,11 +350,12 @@ def test_a_single_process_stops_with_status_0(data_dir: Path, command: str) -> N
         assert process.wait(30) == 0
 
 
-def test_the_demo_shows_that_what_was_approved_is_what_was_sent(data_dir: Path) -> None:
-    out = printed(data_dir, "demo")
+@pytest.mark.parametrize(("provider", "part"), [("http", "body"), ("replicate", "input")])
+def test_the_demo_shows_that_what_was_approved_is_what_was_sent(data_dir: Path, provider: str, part: str) -> None:
+    out = printed(data_dir, "demo", "--provider", provider)
 
     lines = [line.strip() for line in out.splitlines()]
-    [received] = [line.partition(": ")[2] for line in lines if line.startswith("sha256 of the body: ")]
+    [received] = [line.partition(": ")[2] for line in lines if line.startswith(f"sha256 of the {part}: ")]
     [approved] = [line.partition(": ")[2] for line in lines if line.startswith("payload_sha256: ")]
     assert received == approved
     assert len(received) == 64
@@ -363,7 +364,8 @@ def test_the_demo_shows_that_what_was_approved_is_what_was_sent(data_dir: Path) 
         "payload_review",
         "response_review",
         "run.completed",
-        '+  "num_outputs": 2,',
+        '+  "num_outputs": 2',
     ):
         assert expected in out
+    assert out.count("copied file: ") == (2 if provider == "replicate" else 0)
     assert "\x1b" not in out

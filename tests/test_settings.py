@@ -25,6 +25,9 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         ("HITL_PG_POOLER", "session", "'transaction'"),
         ("REDIS_URL", "http://here", "redis://"),
         ("DATABASE_URL", "mysql://here", "postgresql://"),
+        ("REPLICATE_BASE_URL", "api.replicate.com", "https://"),
+        ("REPLICATE_API_TOKEN", "two words", "pattern"),
+        ("REPLICATE_WEBHOOK_SECRET", "whsec_YQ== odd", "whsec_"),
     ],
 )
 def test_a_bad_value_is_one_line_with_name_value_and_what_is_allowed(
@@ -48,6 +51,16 @@ def test_a_short_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPa
         load_settings()
 
     assert "short-secret" not in str(caught.value)
+
+
+def test_several_webhook_secrets_may_be_given_and_a_bad_one_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLICATE_WEBHOOK_SECRET", "whsec_YQ==, whsec_Yg")
+    assert load_settings().replicate_webhook_secret == ("whsec_YQ==", "whsec_Yg")
+
+    monkeypatch.setenv("REPLICATE_WEBHOOK_SECRET", "whsec_my!secret")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "my!secret" not in str(caught.value)
 
 
 def test_auth_off_is_refused_unless_the_listener_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

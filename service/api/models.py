@@ -209,6 +209,13 @@ class CallbackQuery(BaseModel):
     signature: Annotated[str, Field(max_length=200)]
 
 
+class WebhookQuery(BaseModel):
+    """What our own URL carries; a provider that signs its webhooks may leave it out."""
+
+    call: Annotated[str, Field(max_length=10)] = ""
+    signature: Annotated[str, Field(max_length=200)] = ""
+
+
 # Responses
 
 

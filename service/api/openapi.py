@@ -79,7 +79,7 @@ def _operation(op: Operation, refs: Any, defs: dict[str, Any]) -> dict[str, Any]
     if op.body is not None:
         content = {"application/json": {"schema": refs[(op.body, "validation")]}}
         described["requestBody"] = {"required": op.body_required, "content": content}
-    elif op.any_body:
+    elif op.any_body or op.signed_body:
         described["requestBody"] = {"required": False, "content": {"application/json": {"schema": {}}}}
     if op.permission is None:
         described["security"] = []

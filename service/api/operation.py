@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.body import read_answer, read_json
+from service.api.body import read_answer, read_bytes, read_json
 from service.api.models import NoQuery
 from service.commands import keys
 from service.commands.context import Services
@@ -53,7 +53,10 @@ Handler = Callable[[Call], Awaitable[Reply | Response]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`permission` None means that no key is needed. `body_required` false: neither body nor content type."""
+    """`permission` None means that no key is needed. `body_required` false: neither body nor content type.
+
+    `any_body`: JSON or text, as it comes. `signed_body`: the bytes, for the handler to check before it reads them.
+    """
 
     method: str
     path: str
@@ -65,6 +68,7 @@ class Operation:
     body: type[BaseModel] | None = None
     body_required: bool = True
     any_body: bool = False
+    signed_body: bool = False
     problems: tuple[int, ...] = ()
     tag: str = "runs"
     media_types: tuple[str, ...] = ("application/json",)
@@ -121,6 +125,8 @@ async def _principal(operation: Operation, request: Request, services: Services)
 
 
 async def _raw_body(operation: Operation, request: Request) -> Any:
+    if operation.signed_body:
+        return await read_bytes(request)
     if operation.any_body:
         return await read_answer(request)
     return await read_json(request) if operation.body else None

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import approvals, files, operations, runs
+from service.api import approvals, files, operations, runs, webhooks
 from service.api.operation import Operation, serve
 
 TABLE: tuple[Operation, ...] = (
@@ -13,6 +13,7 @@ TABLE: tuple[Operation, ...] = (
     *approvals.OPERATIONS,
     *files.OPERATIONS,
     *operations.OPERATIONS,
+    *webhooks.OPERATIONS,
 )
 
 

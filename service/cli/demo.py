@@ -1,4 +1,4 @@
-"""`hitl demo`: the main job from start to result, on a throw-away stack, against a real HTTP endpoint."""
+"""`hitl demo`: the main job from start to result, on a throw-away stack, against a provider on a real socket."""
 
 import asyncio
 import difflib
@@ -7,9 +7,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
+from service.cli.demo_trials import EDIT, PROMPT, TRIALS, Json, Trial
 from service.cli.embed import await_gone, given, migration_url
 from service.cli.output import cell, dumps
 from service.cli.processes import Child, address, kept_alive, reserved, until_ready, web_command, worker_command
@@ -32,13 +32,18 @@ from service.store.migrate import migrate
 HOST: Final = "127.0.0.1"
 PATIENCE_S: Final = 60.0
 TAIL_LINES: Final = 20
-PROMPT: Final = "a red fox, watercolour"
-EXAMPLE: Final[Mapping[str, Any]] = {"prompt": "sample", "num_outputs": 1, "guidance": 3.5}
-EDIT: Final[Mapping[str, Any]] = {"prompt": "two red foxes in the snow, watercolour", "num_outputs": 2}
-ANSWER: Final[Mapping[str, Any]] = {"images": ["fox-1.png", "fox-2.png"], "seed": 42}
-_OURS: Final = ("HITL_", "DATABASE_", "DIRECT_DATABASE_", "REDIS_", "LOG_", "SENTRY_", "OTEL_", "WEBSOCKET_")
-
-Json = dict[str, Any]
+_OURS: Final = (
+    "HITL_",
+    "DATABASE_",
+    "DIRECT_DATABASE_",
+    "REDIS_",
+    "LOG_",
+    "SENTRY_",
+    "OTEL_",
+    "WEBSOCKET_",
+    "REPLICATE_",
+    "OPENAI_",
+)
 
 
 class DemoFailed(click.ClickException):
@@ -46,10 +51,13 @@ class DemoFailed(click.ClickException):
 
 
 @click.command()
-def demo() -> None:
+@click.option(
+    "--provider", type=click.Choice(sorted(TRIALS)), default="http", help="who does the work", show_default=True
+)
+def demo(provider: str) -> None:
     """The main job once, shown step by step, on a throw-away stack.
 
-    A run is started against a real local HTTP endpoint; its payload is reviewed, edited and approved, sent,
+    A run is started against a provider on a real local socket; its payload is reviewed, edited and approved, sent,
     its answer reviewed; result and timeline are shown.
     """
     if not may_embed():
@@ -59,7 +67,7 @@ def demo() -> None:
     with tempfile.TemporaryDirectory(prefix="hitl-demo-", ignore_cleanup_errors=True) as folder:
         data_dir = Path(folder) / "data"
         try:
-            _stage(Path(folder), data_dir)
+            _stage(Path(folder), data_dir, provider)
         finally:
             await_gone(data_dir)
             shutil.rmtree((data_dir / "run").resolve(), ignore_errors=True)  # the sockets' directory is elsewhere
@@ -70,7 +78,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(1)
 
 
-def _stage(folder: Path, data_dir: Path) -> None:
+def _stage(folder: Path, data_dir: Path, provider: str) -> None:
     """The throw-away servers and a free port, then the demo on them."""
     with lease(data_dir) as servers, reserved(HOST, 0) as port:
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
@@ -81,74 +89,34 @@ def _stage(folder: Path, data_dir: Path) -> None:
         )
         log = folder / "service.log"
         try:
-            asyncio.run(_demo(settings, env, log))
+            asyncio.run(_demo(settings, env, log, provider))
         except Exception:
             _print_tail(log)
             raise
 
 
-async def _demo(settings: Settings, env: Mapping[str, str], log: Path) -> None:
+async def _demo(settings: Settings, env: Mapping[str, str], log: Path, provider: str) -> None:
     await migrate(migration_url(settings))
     with log.open("ab") as file:
-        # the folder has no .env
-        children = [
-            Child("web", web_command(settings), env, file.fileno(), log.parent),
-            Child("worker", worker_command(), env, file.fileno(), log.parent),
-        ]
-        async with kept_alive(children, grace_s=10), _endpoint() as endpoint:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await until_ready(address(settings))
-            except TimeoutError:
-                raise DemoFailed(f"the service was not ready within {PATIENCE_S:g} s") from None
-            async with httpx2.AsyncClient(base_url=address(settings), timeout=70, trust_env=False) as client:
-                await Story(client, endpoint).tell()
+        async with TRIALS[provider]() as trial:
+            own = {**env, **trial.env}
+            # the folder has no .env
+            children = [
+                Child("web", web_command(settings), own, file.fileno(), log.parent),
+                Child("worker", worker_command(), own, file.fileno(), log.parent),
+            ]
+            async with kept_alive(children, grace_s=10):
+                await _ready(address(settings))
+                async with httpx2.AsyncClient(base_url=address(settings), timeout=70, trust_env=False) as client:
+                    await Story(client, trial).tell()
 
 
-# --- the endpoint -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One request as it came over the wire."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(slots=True)
-class Endpoint:
-    """A small real provider: it keeps what it received and answers JSON."""
-
-    url: str = ""
-    received: list[Received] = field(default_factory=list)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            method, path, _ = head[0].split(" ")
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
-            body = await reader.readexactly(int(headers.get("content-length", "0")))
-            self.received.append(Received(method, path, headers, body))
-            answer = orjson.dumps(ANSWER)
-            lines = ["HTTP/1.1 200 OK", "content-type: application/json", f"content-length: {len(answer)}"]
-            writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode() + answer)
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-            pass  # not a request; the story notices that none came
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def _endpoint() -> AsyncIterator[Endpoint]:
-    endpoint = Endpoint()
-    server = await asyncio.start_server(endpoint.serve, HOST, 0)
-    endpoint.url = f"http://{HOST}:{server.sockets[0].getsockname()[1]}/predict"
-    async with server:
-        yield endpoint
+async def _ready(url: str) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await until_ready(url)
+    except TimeoutError:
+        raise DemoFailed(f"the service was not ready within {PATIENCE_S:g} s") from None
 
 
 # --- the story ----------------------------------------------------------------------------------------------
@@ -159,7 +127,7 @@ class Story:
     """The main job as a client sees it: only HTTP, and each promise checked as it is shown."""
 
     client: httpx2.AsyncClient
-    endpoint: Endpoint
+    trial: Trial
 
     async def tell(self) -> None:
         run_id = await self._start()
@@ -167,16 +135,16 @@ class Story:
         await self._payload_review(run_id)
         await self._response_review(run_id)
         run = await self._wait(run_id, "completed")
-        _expect(run["result"] == ANSWER, "the result is not what the endpoint answered")
+        _expect(self.trial.is_answer(run["result"]), "the result is not what the provider answered")
         _heading("the result")
         _json(run["result"])
+        await self._files()
         await self._timeline(run_id)
 
     async def _start(self) -> str:
         _heading("a run is started: POST /hitl/run, policy require_human")
-        tool = {"http-agent-tool": {"data": {"url": self.endpoint.url, "example_input": EXAMPLE}}}
         body = {
-            "run_input": {"prompt": PROMPT, "agent_tool_config": tool},
+            "run_input": {"prompt": PROMPT, "agent_tool_config": self.trial.tool},
             "hitl_config": {"policy": "require_human"},
             "user_id": "demo",
             "session_id": "demo",
@@ -193,8 +161,8 @@ class Story:
     async def _payload_review(self, run_id: str) -> None:
         approval = await self._checkpoint(run_id, "payload_review")
         before = approval["context"]["payload"]
-        _expect(before == {**EXAMPLE, "prompt": PROMPT}, "the payload is not the example with the prompt")
-        _expect(not self.endpoint.received, "the endpoint was called before the payload was approved")
+        _expect(before == {**self.trial.example, "prompt": PROMPT}, "the payload is not the example with the prompt")
+        _expect(not self.trial.sent(), "the provider was called before the payload was approved")
         _json(before)
         after = {**before, **EDIT}
         _say("the reviewer edits it:")
@@ -206,25 +174,32 @@ class Story:
         _review(answer)
 
     def _show_call(self, run: Json, approved: Json) -> None:
-        calls = self.endpoint.received
-        _expect(len(calls) == 1, f"the endpoint received {len(calls)} calls instead of one")
+        calls = self.trial.sent()
+        _expect(len(calls) == 1, f"the provider received {len(calls)} calls instead of one")
         call = calls[0]
-        digest = sha256(call.body).hexdigest()
-        _heading("the call, as the endpoint received it")
-        _line("request", f"{call.method} {self.endpoint.url}")
-        _line("idempotency-key", call.headers.get("idempotency-key", ""))
-        _line("body", call.body.decode())
-        _line("sha256 of the body", digest)
+        digest = sha256(call.payload).hexdigest()
+        _heading("the call, as the provider received it")
+        for name, value in call.about.items():
+            _line(name, value)
+        _line(self.trial.part, call.payload.decode())
+        _line(f"sha256 of the {self.trial.part}", digest)
         _line("payload_sha256", str(run["payload_sha256"]))
-        _expect(orjson.loads(call.body) == approved, "the endpoint received another payload than the approved one")
-        _expect(digest == run["payload_sha256"], "the hash of the received body is not the approved payload_sha256")
+        _expect(orjson.loads(call.payload) == approved, "the provider received another payload than the approved one")
+        _expect(digest == run["payload_sha256"], "the hash of the received payload is not the approved payload_sha256")
         _say("what was approved is what was sent", "green")
 
     async def _response_review(self, run_id: str) -> None:
         _, approval = await self._waiting(run_id, "response_review")
-        _expect(approval["context"]["output"] == ANSWER, "the output under review is not the endpoint's answer")
+        _expect(self.trial.is_answer(approval["context"]["output"]), "the output under review is not the answer")
         _json(approval["context"]["output"])
         await self._decide(run_id, approval, "approve", becomes="approved")
+
+    async def _files(self) -> None:
+        """The output's files, as this service serves them when the provider has deleted its own."""
+        for path, body in self.trial.files().items():
+            answer = await self.client.get(path)
+            _expect(answer.status_code == 200 and answer.content == body, f"the copy at {path} is not the file")
+            _line("copied file", f"{path}, {answer.headers.get('content-type')}, {len(body)} bytes")
 
     async def _timeline(self, run_id: str) -> None:
         _heading("the timeline")

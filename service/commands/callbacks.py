@@ -106,9 +106,14 @@ async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, aft
     after.changed.append(run.id)
 
 
-def callback_url(services: Services, run_id: UUID, number: int) -> str:
-    signature = services.keyring.sign("callback", f"{run_id}:{number}")
-    return f"{services.public_url}/hitl/webhooks/http/{run_id}?call={number}&signature={signature}"
+def callback_url(services: Services, provider: str, run_id: UUID, number: int) -> str:
+    """Where a provider answers a call; its signature is good for this provider's door and this call only."""
+    signature = services.keyring.sign(purpose(provider), f"{run_id}:{number}")
+    return f"{services.public_url}/hitl/webhooks/{provider}/{run_id}?call={number}&signature={signature}"
+
+
+def purpose(provider: str) -> str:
+    return "callback" if provider == "http" else f"callback:{provider}"
 
 
 def _outcome(body: Any) -> Outcome:

@@ -94,10 +94,14 @@ class InvalidInput:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No effect at the provider, or one that its idempotency key makes harmless: try again later."""
+    """No effect at the provider, or one that its idempotency key makes harmless: try again later.
+
+    `held_back`: we kept from asking, for a limit's sake; it was no try.
+    """
 
     problem: str
     retry_after_s: float | None = None
+    held_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ def settled(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool
             return replace(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref or call.provider_ref)
         case InvalidInput():
             return replace(done, status=CallStatus.INVALID, issues=list(outcome.issues), raw=outcome.raw)
+        case Unreachable(held_back=True):
+            return replace(done, status=CallStatus.RETRY, problem=outcome.problem, tries=call.tries - 1)
         case Unreachable():
             status = CallStatus.RETRY if call.tries < MAX_TRIES else CallStatus.EXHAUSTED
             return replace(done, status=status, problem=outcome.problem)

@@ -1,6 +1,6 @@
 """The one protocol of the house: what the orchestrator needs of a provider."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -75,3 +75,7 @@ class Provider(Protocol):
     async def cancel(self, config: Mapping[str, Any], secrets: Mapping[str, Any], provider_ref: str) -> bool:
         """End an accepted call at the provider. False: it could not be reached, try again; True: over, or never was."""
         return True
+
+    async def webhook_secrets(self) -> Sequence[str]:
+        """Whose Standard Webhooks signature its webhooks bear; none where only the URL's own signature tells."""
+        return ()

@@ -64,6 +64,12 @@ def test_there_are_five_tries_in_all(tries: int) -> None:
     assert MAX_TRIES == 5
 
 
+@pytest.mark.parametrize("tries", [1, MAX_TRIES])
+def test_a_try_that_we_held_back_ourselves_is_none(tries: int) -> None:
+    call = settled(a_call(tries=tries), Unreachable("full", 3.0, held_back=True), now=NOW)
+    assert (call.status, call.tries) == (S.RETRY, tries - 1)
+
+
 @given(jitter=st.floats(0, 1), tries=st.integers(1, 4))
 def test_the_wait_grows_whatever_the_jitter(jitter: float, tries: int) -> None:
     wait = backoff(tries, retry_after_s=None, jitter=jitter).total_seconds()
