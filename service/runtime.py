@@ -13,6 +13,7 @@ from service.notifier import Notifier
 from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
+from service.providers.openai import OpenAIProvider
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.settings import Settings, require
@@ -34,11 +35,12 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     own = queue.connect(settings.redis_url) if redis is None else redis
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")
     client = guarded_client(settings.http_allow)
+    chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
     services = Services(
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
-        registry=Registry([HttpProvider(client), EchoProvider()]),
+        registry=Registry([HttpProvider(client), EchoProvider(), chat]),
         keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
@@ -46,6 +48,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     try:
         yield Runtime(settings, services, own)
     finally:
+        await chat.aclose()
         await client.aclose()
         if redis is None:
             await own.aclose(close_connection_pool=True)

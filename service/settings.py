@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
+_SECRETS = {
+    "HITL_SECRET_KEY",
+    "HITL_SECRET_KEY_PREVIOUS",
+    "DATABASE_URL",
+    "REDIS_URL",
+    "DIRECT_DATABASE_URL",
+    "OPENAI_API_KEY",
+}
 
 
 class SettingsError(Exception):
@@ -40,6 +47,8 @@ class Settings(BaseSettings):
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None
     hitl_pg_pooler: Literal["transaction"] | None = None
+    openai_api_key: str | None = Field(default=None, repr=False)
+    openai_base_url: str = "https://api.openai.com/v1"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
 
@@ -67,6 +76,21 @@ class Settings(BaseSettings):
     def _redis(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("a URL that begins with redis:// or rediss://")
+        return value
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _header(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable() and " " not in value):
+            raise ValueError("printable ASCII without blanks, as a header carries it")
+        return value
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("a URL that begins with https:// or http://, its /v1 included")
         return value
 
     @property

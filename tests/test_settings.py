@@ -25,6 +25,8 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         ("HITL_PG_POOLER", "session", "'transaction'"),
         ("REDIS_URL", "http://here", "redis://"),
         ("DATABASE_URL", "mysql://here", "postgresql://"),
+        ("OPENAI_BASE_URL", "api.example.com/v1", "https://"),
+        ("OPENAI_API_KEY", "two words", "ASCII"),
     ],
 )
 def test_a_bad_value_is_one_line_with_name_value_and_what_is_allowed(
@@ -48,6 +50,17 @@ def test_a_short_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPa
         load_settings()
 
     assert "short-secret" not in str(caught.value)
+
+
+def test_a_key_is_neither_repeated_nor_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-good")
+    assert "sk-good" not in repr(load_settings())
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-bad key")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    assert "sk-bad" not in str(caught.value)
 
 
 def test_auth_off_is_refused_unless_the_listener_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def _outcome(response: httpx2.Response, body: bytes) -> Outcome:
     if status == 422:
         return InvalidInput(issues_of(answer), raw=answer)
     if status == 429 or status >= 500:
-        return Unreachable(f"the provider answered {status}", _retry_after(response.headers.get("retry-after")))
+        return Unreachable(f"the provider answered {status}", retry_after(response.headers.get("retry-after")))
     return Rejected(f"the provider answered {status}", raw=answer)
 
 
@@ -184,7 +184,7 @@ def _text(value: Any) -> str | None:
     return orjson.dumps(value).decode()
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds, from either form of the header (RFC 9110, section 10.2.3)."""
     if not value:
         return None
