@@ -30,6 +30,8 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "approval.decided": "a human, or silence, decided",
     "approval.expired": "an approval's time ran out",
     "provider.call": "one try of a provider call ended: outcome, duration_ms",
+    "provider.cancelled": "what nobody wanted any more was ended at its provider",
+    "provider.cancel_failed": "a provider could not be reached to end a call, and was tried often enough",
     "queue.wake_failed": "a wake-up could not be sent; the sweep will send it",
     "notify.failed": "a hint to followers could not be sent; they poll",
     "worker.started": "a worker takes jobs",

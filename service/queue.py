@@ -114,6 +114,10 @@ class RunQueue:
         name = f"approval:{approval_id}:remind:{round(remind_at.timestamp() * 1000)}"
         return await self._send("remind_approval", str(approval_id), name=name, at=remind_at)
 
+    async def cancel_calls(self, run_id: UUID) -> bool:
+        """Have a worker end at once what the run has going at its provider."""
+        return await self._send("cancel_calls", str(run_id), name=f"cancel:{run_id}", at=datetime.now(UTC))
+
     async def stuck(self, name: str) -> bool:
         """Whether arq counts this job as running. Its worker may have died between arq's mark and our claim."""
         if time.monotonic() < self._away_until:

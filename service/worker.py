@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from service import logs
 from service.arq_worker import DRAINING
-from service.commands import approvals, timers
+from service.commands import approvals, cancels, timers
 from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.orchestrator import HITLOrchestrator
@@ -67,7 +67,13 @@ async def remind_approval(ctx: dict[str, Any], approval_id: str) -> None:
         await _unless_away(approvals.remind(process.runtime.services, UUID(approval_id)))
 
 
-JOBS: Final = (advance_run, expire_approval, remind_approval)
+async def cancel_calls(ctx: dict[str, Any], run_id: str) -> None:
+    process: Process = ctx["process"]
+    with bound_contextvars(run_id=run_id, job_id=ctx["job_id"]):
+        await _unless_away(cancels.cancel_due(process.runtime.services, run_id=UUID(run_id)))
+
+
+JOBS: Final = (advance_run, expire_approval, remind_approval, cancel_calls)
 
 
 async def on_startup(ctx: dict[str, Any]) -> None:
@@ -90,6 +96,7 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
         return
     process.background.cancel()
     await asyncio.wait([process.background], timeout=2)
+    await process.orchestrator.close()
     await _unless_away(_leave(process))
     await process.stack.aclose()
     log.info("worker.stopped", worker=process.worker_id)
@@ -126,6 +133,8 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         if settings.hitl_pg_pooler is None or settings.direct_database_url:
             group.create_task(_every(0.1, "presence", lambda: _be_present(runtime, worker_id)))
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
+        # beside the sweep: a provider that is slow to answer must not hold it up
+        group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 
@@ -193,6 +202,10 @@ async def _sweep(runtime: Runtime) -> None:
         return
     if found.total():
         log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+
+
+async def _cancel_due(runtime: Runtime) -> None:
+    await _unless_away(cancels.cancel_due(runtime.services))
 
 
 async def _hide_running(process: Process) -> None:

@@ -96,6 +96,7 @@ def test_every_setting_reaches_arq(stack: Stack) -> None:
         ["advance_run", 691_200, 1],
         ["expire_approval", 691_200, 1],
         ["remind_approval", 691_200, 1],
+        ["cancel_calls", 691_200, 1],
     ]
     assert shown["serializers"] == ["service.queue.serialize", "service.queue.deserialize"] * 2
     assert (shown["pool_queue"], shown["pool_expires"]) == ("hitl:queue", 30 * 86_400_000)

@@ -25,6 +25,7 @@ from service.domain.policy import EscalateTo, HitlConfig
 from service.errors import LeaseLost
 from service.notifier import Notifier
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
+from service.providers import protocol
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
 from service.providers.protocol import Request
@@ -440,7 +441,7 @@ async def test_a_worker_that_is_stopped_mid_call_hands_over(empty: Runtime, gate
 # ---- faults of our own
 
 
-class Broken:
+class Broken(protocol.Provider):
     """A provider whose code raises."""
 
     name, tool, capabilities, repeatable = "broken", "broken-agent-tool", (), True

@@ -25,7 +25,7 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, idempotency, runs
+from service.store import approvals, calls, cancels, idempotency, runs
 from service.store.database import Conn
 
 log = get_logger("commands.approvals")
@@ -263,6 +263,8 @@ async def _go_on(conn: Conn, run: Run, verdict: Verdict, fact: Fact, now: dateti
         Checkpoint.ERROR_RECOVERY,
         Checkpoint.OUTCOME_UNKNOWN,
     ):
+        if checkpoint == Checkpoint.OUTCOME_UNKNOWN and await cancels.add_of_run(conn, run.id):
+            after.cancelling.append(run.id)  # never two predictions: what may still go on is ended first
         run = _call_anew(run)
     ready = woken(run, now=now)
     ready, _ = await runs.save(conn, ready, [fact, queued(ready, "decided")], now=now)

@@ -1,14 +1,18 @@
-"""Use case of a provider that answers later: the POST to the callback URL of a call."""
+"""Use cases of a provider that speaks later: the answer to a callback URL, or only a word to look again."""
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from service.commands.context import After, Services, carry_out, queued
-from service.domain.call import Answered, CallStatus, Outcome, ProviderFailed, settled
+from service.commands.context import After, Services, carry_out, close_approval, queued
+from service.domain.call import Answered, CallStatus, Notice, Outcome, ProviderCall, ProviderFailed, noticed, settled
 from service.domain.event import EventType, Fact
-from service.domain.run import RunStatus, ms_between, woken
+from service.domain.policy import Checkpoint
+from service.domain.run import Run, RunStatus, ms_between, woken
 from service.errors import BadSignature
-from service.store import calls, runs
+from service.store import approvals, calls, cancels, runs
+from service.store.database import Conn
 
 
 async def take_callback(services: Services, run_id: UUID, number: int, signature: str, body: Any) -> None:
@@ -43,6 +47,62 @@ async def take_callback(services: Services, run_id: UUID, number: int, signature
         await runs.save(conn, run, facts, now=now)
         after.changed.append(run.id)
     await carry_out(services, after)
+
+
+async def take_notice(services: Services, run_id: UUID, number: int, provider_ref: str) -> None:
+    """The provider says that something happened to its prediction `provider_ref`, begun for this call.
+
+    Whoever calls has checked that it is the provider who says so. It may come before our side has stored the
+    reference, long after, twice, or about a run that is over. Nothing of an answer is taken from it: the call
+    is looked at.
+    """
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        run = await runs.lock_any(conn, run_id)
+        call = await calls.lock(conn, run_id, number) if run else None
+        if run is None or call is None:
+            return
+        now = services.db.now()
+        over = run.final and not (run.error or {}).get("recoverable")
+        match noticed(call, provider_ref, wanted=not over and run.call_no == number):
+            case Notice.NOTHING:
+                return
+            case Notice.STRAY:
+                if call.provider_ref is None:
+                    await calls.save(conn, replace(call, provider_ref=provider_ref))
+                await cancels.add(conn, call, provider_ref)
+                after.cancelling.append(run.id)
+            case Notice.ADOPT | Notice.LOOK:
+                await calls.save(conn, _adopted(call, provider_ref))
+                await _look_now(conn, run, call, now, after)
+    await carry_out(services, after)
+
+
+def _adopted(call: ProviderCall, provider_ref: str) -> ProviderCall:
+    return replace(call, status=CallStatus.ACCEPTED, provider_ref=provider_ref, finished_at=None, problem=None)
+
+
+async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, after: After) -> None:
+    """Make the run due, if it waits for its provider, or for a human to say what became of the call."""
+    closed: list[Fact] = []
+    for waiting in await approvals.open_of_run(conn, run.id):
+        if waiting.checkpoint_type == Checkpoint.OUTCOME_UNKNOWN:
+            closed.append(await close_approval(conn, waiting, now=now, actor=f"provider:{run.provider}"))
+            after.changed.append(waiting.id)
+    waits = run.status is RunStatus.AWAITING_PROVIDER
+    tries_later = run.status is RunStatus.QUEUED and call.status is CallStatus.RETRY
+    asked = run.status is RunStatus.AWAITING_HUMAN and bool(closed)
+    if waits or tries_later or asked:
+        run = woken(run, now=now)
+        closed.append(queued(run, "notice"))
+        after.wake.append(run)
+    elif run.status is RunStatus.PAUSED and not run.leased:  # it stays paused; its call is looked at
+        run = replace(run, due_at=now, armed=True, fencing_token=run.fencing_token + 1, woken_at=now)
+        after.wake.append(run)
+    elif not closed:
+        return
+    await runs.save(conn, run, closed, now=now)
+    after.changed.append(run.id)
 
 
 def callback_url(services: Services, run_id: UUID, number: int) -> str:

@@ -1,7 +1,7 @@
 """What every use case needs of the outside, and what they share inside a transaction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -9,11 +9,11 @@ from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
-from service.domain.run import Run, woken
+from service.domain.run import Run, RunStatus, woken
 from service.notifier import Notifier
 from service.providers.registry import Registry
 from service.queue import RunQueue
-from service.store import approvals, runs
+from service.store import approvals, cancels, runs
 from service.store.database import Conn, Database
 
 
@@ -37,6 +37,7 @@ class After:
     wake: list[Run]
     changed: list[UUID]
     stopped: list[UUID]
+    cancelling: list[UUID] = field(default_factory=list)
 
     @classmethod
     def nothing(cls) -> "After":
@@ -49,18 +50,24 @@ async def carry_out(services: Services, after: After) -> None:
         await services.queue.wake(run)
     for run_id in after.stopped:
         await services.notifier.stop(run_id)
+    for run_id in dict.fromkeys(after.cancelling):
+        await services.queue.cancel_calls(run_id)
     for subject in dict.fromkeys(after.changed):
         await services.notifier.notify(subject)
 
 
 async def finish(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime, after: After, actor: str) -> Run:
-    """Write a run that reached a final status: close its open approvals, let the next in its session go."""
+    """Write a run that reached a final status: close its open approvals, let the next in its session go,
+    and end what it still has going at its provider, unless it may be taken up again."""
     closed: list[Fact] = []
     for open_approval in await approvals.open_of_run(conn, run.id):
         closed.append(await close_approval(conn, open_approval, now=now, actor=actor))
         after.changed.append(open_approval.id)
     run, _ = await runs.save(conn, run, [*closed, *facts], now=now)
     after.changed.append(run.id)
+    unwanted = run.status is not RunStatus.COMPLETED and not (run.error or {}).get("recoverable")
+    if unwanted and await cancels.add_of_run(conn, run.id):
+        after.cancelling.append(run.id)
     if run.session_id is not None:
         await release_next(conn, run.tenant, run.session_id, now=now, after=after)
     return run

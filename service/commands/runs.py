@@ -97,7 +97,9 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
         if run.status is RunStatus.PAUSED:
             return run
         now = services.db.now()
-        paused = move(run, RunStatus.PAUSED, now=now, paused_at=now, due_at=None)
+        # what goes on at a provider is still looked at when it is due, so that its answer is kept
+        due_at = run.due_at if run.status is RunStatus.AWAITING_PROVIDER else None
+        paused = move(run, RunStatus.PAUSED, now=now, paused_at=now, due_at=due_at)
         for waiting in await approvals.open_of_run(conn, run.id):
             await approvals.save(conn, approvals_.stopped(waiting, now=now))
             after.changed.append(waiting.id)

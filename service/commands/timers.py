@@ -12,12 +12,13 @@ from typing import Final
 
 from service.commands import approvals as approval_commands
 from service.commands.context import After, Services, carry_out, finish, queued, release_next
+from service.domain.call import CallStatus
 from service.domain.event import EventType, Fact
 from service.domain.ids import job_id
 from service.domain.run import Run, RunStatus, fail, ms_between, woken
 from service.errors import Unavailable
 from service.logs import get_logger
-from service.store import approvals, runs, workers
+from service.store import approvals, calls, runs, workers
 from service.store.database import Conn
 
 BATCH: Final = 200
@@ -152,7 +153,11 @@ async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str) -> Run:
     data = {"worker": run.worker_id, "cause": cause, "stood_still_ms": stood_still_ms, "step": run.step}
     facts = [Fact(EventType.RUN_RECOVERED, "system", data)]
     if run.status is RunStatus.PAUSED:  # it stays paused; only the dead worker's hold ends
-        ready = replace(run, lease_until=None, worker_id=None, fencing_token=run.fencing_token + 1)
+        call = await calls.get(conn, run.id, run.call_no)
+        goes_on = call is not None and call.status is CallStatus.ACCEPTED and call.provider_ref is not None
+        ready = replace(
+            run, lease_until=None, worker_id=None, fencing_token=run.fencing_token + 1, due_at=now if goes_on else None
+        )
     else:
         ready = woken(run, now=now)
         facts.append(queued(ready, "recovered"))

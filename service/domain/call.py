@@ -10,6 +10,7 @@ from uuid import UUID
 from service.domain.canonical import JSON
 
 MAX_TRIES: Final = 5
+MAX_CANCEL_TRIES: Final = 10
 
 
 class CallStatus(StrEnum):
@@ -46,6 +47,8 @@ class ProviderCall:
     quality: float | None
     safety_flags: Sequence[str]
     cost_usd: float | None
+    looks: int = 0
+    copy_tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """`files`: URLs inside `output` that the provider will delete, to be copied before the run completes."""
+    """`files`: URLs inside `output` that the provider will delete, and `data:` URIs in it, to be copied before
+    the run completes."""
 
     output: JSON
     raw: JSON
@@ -118,8 +122,35 @@ class ProviderFailed:
 Outcome = Answered | Accepted | InvalidInput | Unreachable | OutcomeUnknown | Rejected | ProviderFailed
 
 
-def settled(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderCall:
-    """The call after one try."""
+class Notice(StrEnum):
+    """What a provider's word about one of its predictions means for the call that it names."""
+
+    NOTHING = "nothing"
+    ADOPT = "adopt"  # this is what became of the call that nobody knew of
+    LOOK = "look"  # something happened to the one we wait for
+    STRAY = "stray"  # nobody waits for it: end it
+
+
+_MAY_ADOPT: Final = frozenset({CallStatus.INTENT, CallStatus.RETRY, CallStatus.UNKNOWN, CallStatus.EXHAUSTED})
+
+
+def noticed(call: ProviderCall, provider_ref: str, *, wanted: bool) -> Notice:
+    """`wanted`: the run is not over for good, and this is its newest call.
+
+    The first prediction that is known of stands; another one of the same call is a second effect that slipped
+    through, and is ended. What a human was asked about is taken up again when its provider speaks after all.
+    """
+    if call.provider_ref is None:
+        may_adopt = call.status in _MAY_ADOPT or call.status is CallStatus.ACCEPTED
+        return Notice.ADOPT if wanted and may_adopt else Notice.STRAY
+    if call.provider_ref != provider_ref:
+        return Notice.STRAY
+    waits = call.status in (CallStatus.ACCEPTED, CallStatus.UNKNOWN)
+    return Notice.LOOK if wanted and waits else Notice.NOTHING
+
+
+def settled(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool = False) -> ProviderCall:
+    """The call after one try. `adopts`: the provider's webhook may still tell what became of one that was sent."""
     done = replace(call, finished_at=now)
     match outcome:
         case Answered():
@@ -134,18 +165,69 @@ def settled(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderC
                 cost_usd=outcome.cost_usd,
             )
         case Accepted():
-            return replace(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref)
+            return replace(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref or call.provider_ref)
         case InvalidInput():
             return replace(done, status=CallStatus.INVALID, issues=list(outcome.issues), raw=outcome.raw)
         case Unreachable():
             status = CallStatus.RETRY if call.tries < MAX_TRIES else CallStatus.EXHAUSTED
             return replace(done, status=status, problem=outcome.problem)
         case OutcomeUnknown():
+            if adopts:
+                return replace(call, problem=outcome.problem)
             return replace(done, status=CallStatus.UNKNOWN, problem=outcome.problem)
         case Rejected():
             return replace(done, status=CallStatus.REJECTED, problem=outcome.problem, raw=outcome.raw)
         case ProviderFailed():
             return replace(done, status=CallStatus.FAILED, problem=outcome.problem, raw=outcome.raw)
+
+
+def tried(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool = False) -> ProviderCall:
+    """The call after one try, whatever a callback or a notice has made of it while the try was under way."""
+    match call.status:
+        case CallStatus.INTENT:
+            return settled(call, outcome, now=now, adopts=adopts)
+        case CallStatus.ACCEPTED if isinstance(outcome, Answered | Accepted):
+            # adopted meanwhile: the first reference stands, but an answer that is here is taken
+            taken = outcome if isinstance(outcome, Answered) else replace(outcome, provider_ref=call.provider_ref)
+            return settled(call, taken, now=now)
+        case _:
+            return call
+
+
+def looked(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderCall:
+    """The call after one look at it: while it goes on, or cannot be seen, it is looked at again until its
+    time is out."""
+    if call.status is not CallStatus.ACCEPTED:  # a callback was here first
+        return call
+    call = replace(call, looks=call.looks + 1)
+    if not isinstance(outcome, Accepted | Unreachable):
+        return settled(call, outcome, now=now)
+    if call.deadline_at is not None and call.deadline_at <= now:
+        return settled(call, OutcomeUnknown("no answer in time"), now=now)
+    return call
+
+
+def reference(outcome: Outcome) -> str | None:
+    """The provider's own id of what a try began there, where it is known."""
+    return outcome.provider_ref if isinstance(outcome, Accepted | Answered) else None
+
+
+def strays(before: ProviderCall, after: ProviderCall, outcome: Outcome) -> list[str]:
+    """References that a try has left at the provider beside the one that the call stands by."""
+    known = {ref for ref in (before.provider_ref, reference(outcome)) if ref is not None}
+    return sorted(known - {after.provider_ref}) if after.provider_ref is not None else []
+
+
+def look_after(looks: int, *, poll_s: float, retry_after_s: float | None, jitter: float) -> timedelta:
+    """How long until the next look: about 1 s, then half as long again each time up to `poll_s`, a little less by
+    `jitter` (0 to 1); never before what `Retry-After` asked for (an hour at most)."""
+    grown = min(poll_s, 1.5 ** min(looks, 40)) * (1 - jitter / 10)
+    return timedelta(seconds=max(grown, min(retry_after_s or 0, 3600)))
+
+
+def cancel_again(tries: int) -> timedelta | None:
+    """How long until a cancel that did not reach the provider is tried again: 1, 2, 4 … 60 s; None: no more."""
+    return timedelta(seconds=min(60.0, 2.0 ** (tries - 1))) if tries < MAX_CANCEL_TRIES else None
 
 
 def backoff(tries: int, *, retry_after_s: float | None, jitter: float) -> timedelta:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from service.domain import detectors, payload, policy
 from service.domain.call import CallStatus, ProviderCall
 from service.domain.policy import Checkpoint, HitlConfig
 from service.domain.run import Run, Step
+
+CLOCKS_APART: Final = timedelta(seconds=0.25)  # a wake-up may be this early by Postgres's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Poll:
+    """Look at the call that the provider has accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Suspend:
     """Wait for the provider until the moment given, without a slot."""
 
@@ -74,19 +81,28 @@ class Fail:
     recoverable: bool
 
 
-Action = Build | Pass | Ask | Call | Suspend | Finish | Fail
+Action = Build | Pass | Ask | Call | Poll | Suspend | Finish | Fail
 
 
-def next_action(run: Run, docs: Documents, call: ProviderCall | None, *, repeatable: bool, now: datetime) -> Action:
-    """The one thing to do now. `call` is the run's current provider call, if its intent was written;
-    `repeatable` says whether the provider honours its idempotency key."""
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the plan needs to know of a provider: whether it honours its idempotency key, whether an accepted call
+    can be looked at, and how long after a try its webhook may still claim it."""
+
+    repeatable: bool
+    polls: bool = False
+    adopt_s: float = 0
+
+
+def next_action(run: Run, docs: Documents, call: ProviderCall | None, *, provider: Abilities, now: datetime) -> Action:
+    """The one thing to do now. `call` is the run's current provider call, if its intent was written."""
     match run.step:
         case Step.INFORMATION_REVIEW:
             return Build() if docs.payload is None else _review(run, Checkpoint.INFORMATION_REVIEW, _information(docs))
         case Step.PAYLOAD_REVIEW:
             return _review(run, Checkpoint.PAYLOAD_REVIEW, _payload(run, docs))
         case Step.API_CALL:
-            return _call(call, repeatable=repeatable, now=now)
+            return _call(call, provider, now)
         case Step.RESPONSE_REVIEW:
             assert call is not None
             reasons = policy.response_reasons(docs.config, flags=call.safety_flags, quality=call.quality)
@@ -115,7 +131,19 @@ def _payload(run: Run, docs: Documents) -> list[str]:
     return policy.payload_reasons(docs.config, flags=flags, changes=changed, cost_usd=run.estimated_usd)
 
 
-def _call(call: ProviderCall | None, *, repeatable: bool, now: datetime) -> Action:
+def adoptable_until(call: ProviderCall, provider: Abilities) -> datetime | None:
+    """Until when a try that was sent and never answered may be claimed by its webhook; None: it cannot be."""
+    if provider.repeatable or not provider.adopt_s:
+        return None
+    return call.started_at + timedelta(seconds=provider.adopt_s)
+
+
+def looked_at(call: ProviderCall | None, provider: Abilities) -> bool:
+    """Whether the call goes on at the provider and can be looked at there."""
+    return provider.polls and call is not None and call.status is CallStatus.ACCEPTED and call.provider_ref is not None
+
+
+def _call(call: ProviderCall | None, provider: Abilities, now: datetime) -> Action:
     if call is None:
         return Call(again=None)
     match call.status:
@@ -125,12 +153,16 @@ def _call(call: ProviderCall | None, *, repeatable: bool, now: datetime) -> Acti
             return Call(again=call)
         case CallStatus.INTENT:
             # its worker died or was cut off between the intent and the answer
-            in_time = call.deadline_at is None or call.deadline_at > now
-            if repeatable and in_time:
+            if provider.repeatable and (call.deadline_at is None or call.deadline_at > now):
                 return Call(again=call)
+            until = adoptable_until(call, provider)
+            if until is not None and until > now + CLOCKS_APART:
+                return Suspend(until)
             return Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
         case CallStatus.ACCEPTED:
-            if call.deadline_at is None or call.deadline_at > now:
+            if looked_at(call, provider):  # past its deadline too: one last look
+                return Poll()
+            if call.deadline_at is None or call.deadline_at > now + CLOCKS_APART:
                 return Suspend(call.deadline_at)
             return Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
         case CallStatus.INVALID:

@@ -94,6 +94,7 @@ class Run:
     request_id: str | None
     traceparent: str | None
     state_version: int = 1
+    build_tries: int = 0
 
     @property
     def final(self) -> bool:

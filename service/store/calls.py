@@ -1,5 +1,7 @@
 """Rows of `provider_calls`."""
 
+from dataclasses import fields
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -7,9 +9,11 @@ import asyncpg
 from service.domain.call import CallStatus, ProviderCall
 from service.store.database import Conn
 
+_KNOWN: Final = tuple(field.name for field in fields(ProviderCall))  # a later release may have added columns
+
 
 def _of_row(row: asyncpg.Record) -> ProviderCall:
-    values = dict(row)
+    values = {name: row[name] for name in _KNOWN}
     values["status"] = CallStatus(values["status"])
     return ProviderCall(**values)
 
@@ -42,7 +46,7 @@ async def intend(conn: Conn, call: ProviderCall) -> None:
             started_at, deadline_at)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         on conflict (run_id, number) do update set status = excluded.status, tries = excluded.tries,
-            deadline_at = excluded.deadline_at, finished_at = null, problem = null
+            started_at = excluded.started_at, deadline_at = excluded.deadline_at, finished_at = null, problem = null
         """,
         call.run_id, call.number, call.tenant, call.idempotency_key, call.payload_sha256, call.status, call.tries,
         call.started_at, call.deadline_at,
@@ -53,9 +57,11 @@ async def save(conn: Conn, call: ProviderCall) -> None:
     await conn.execute(
         """
         update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = $7,
-            issues = $8, problem = $9, quality = $10, safety_flags = $11, cost_usd = $12
+            issues = $8, problem = $9, quality = $10, safety_flags = $11, cost_usd = $12, looks = $13,
+            copy_tries = $14
         where run_id = $1 and number = $2
         """,
         call.run_id, call.number, call.status, call.provider_ref, call.finished_at, call.output, call.raw,
         call.issues, call.problem, call.quality, list(call.safety_flags), call.cost_usd,
+        call.looks, call.copy_tries,
     )  # fmt: skip

@@ -35,3 +35,10 @@ async def after(conn: Conn, tenant: str, run_id: UUID, seq: int, *, limit: int) 
         limit,
     )
     return [Event(**row) for row in rows]
+
+
+async def last_data(conn: Conn, run_id: UUID, kind: str) -> Any:
+    """The data of the run's last event of this type, or None."""
+    return await conn.fetchval(
+        "select data from events where run_id = $1 and type = $2 order by seq desc limit 1", run_id, kind
+    )

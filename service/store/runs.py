@@ -1,9 +1,9 @@
 """Rows of `runs`, `run_documents` and `steps`."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -16,9 +16,11 @@ from service.errors import LeaseLost
 from service.store import events
 from service.store.database import Conn
 
+_KNOWN: Final = tuple(field.name for field in fields(Run))  # a later release may have added columns
+
 
 def of_row(row: asyncpg.Record) -> Run:
-    values = dict(row)
+    values = {name: row[name] for name in _KNOWN}
     values["status"] = RunStatus(values["status"])
     values["step"] = Step(values["step"])
     return Run(**values)
@@ -97,6 +99,8 @@ async def lock_live_in_session(conn: Conn, tenant: str, session_id: str) -> list
 async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
     """Take a due run: one guarded UPDATE that raises the token. None: somebody has it, or nothing is due.
 
+    A paused run that is due stays paused: its call is only looked at, so that its answer is kept.
+
     `due_at` came from another machine's idea of Postgres's clock: a wake-up that is a little early is not lost.
     """
     row = await conn.fetchrow(
@@ -106,11 +110,13 @@ async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> 
                 then greatest(0, extract(epoch from now() - greatest(status_since, due_at)) * 1000)::bigint else 0 end,
             provider_ms = provider_ms + case when status = 'awaiting_provider'
                 then greatest(0, extract(epoch from now() - status_since) * 1000)::bigint else 0 end,
-            status = 'running', status_since = now(), fencing_token = fencing_token + 1, version = version + 1,
+            status = case when status = 'paused' then 'paused' else 'running' end,
+            status_since = case when status = 'paused' then status_since else now() end,
+            fencing_token = fencing_token + 1, version = version + 1,
             lease_until = now() + $3, worker_id = $2, due_at = null, armed = false,
             claimed_at = now(), updated_at = now()
-        where id = $1 and status in ('queued', 'awaiting_provider') and lease_until is null
-          and due_at <= now() + case when status = 'queued' then interval '0.25 s' else interval '0' end
+        where id = $1 and status in ('queued', 'awaiting_provider', 'paused') and lease_until is null
+          and due_at <= now() + interval '0.25 s'
         returning *
         """,
         run_id,
@@ -176,6 +182,11 @@ async def set_built(conn: Conn, run_id: UUID, *, description: Any, payload: Any)
         description,
         payload,
     )
+
+
+async def count_build(conn: Conn, run_id: UUID, tries: int) -> None:
+    """How often in a row the provider could not be asked what it knows of the tool."""
+    await conn.execute("update runs set build_tries = $2 where id = $1", run_id, tries)
 
 
 async def set_payload(conn: Conn, run_id: UUID, payload: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.call import CallStatus
-from service.domain.plan import Action, Ask, Build, Call, Fail, Finish, Pass, Suspend, next_action
+from service.domain.plan import Abilities, Action, Ask, Build, Call, Fail, Finish, Pass, Poll, Suspend, next_action
 from service.domain.policy import Checkpoint, HitlConfig
 from service.domain.run import Step
 from tests.domain.make import NOW, PAYLOAD, a_call, a_run, documents
@@ -20,8 +20,18 @@ UNKNOWN = Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])
 PAST, FUTURE = NOW - timedelta(seconds=1), NOW + timedelta(seconds=1)
 
 
-def after(step: Step, docs: Any = None, call: Any = None, *, repeatable: bool = True, **run: Any) -> Action:
-    return next_action(a_run(step=step, **run), docs or documents(), call, repeatable=repeatable, now=NOW)
+def after(
+    step: Step,
+    docs: Any = None,
+    call: Any = None,
+    *,
+    repeatable: bool = True,
+    polls: bool = False,
+    adopt_s: float = 0,
+    **run: Any,
+) -> Action:
+    provider = Abilities(repeatable, polls, adopt_s)
+    return next_action(a_run(step=step, **run), docs or documents(), call, provider=provider, now=NOW)
 
 
 def test_a_payload_is_built_before_anything_is_asked() -> None:
@@ -97,6 +107,23 @@ def test_the_payload_is_reviewed(config: HitlConfig, changes: Any, run: Any, act
 )
 def test_each_state_of_a_call_has_one_next_thing(call: Any, repeatable: bool, action: Action) -> None:
     assert after(Step.API_CALL, call=call, repeatable=repeatable) == action
+
+
+@pytest.mark.parametrize(
+    ("call", "abilities", "action"),
+    [
+        (a_call(S.ACCEPTED, provider_ref="p1"), {"polls": True}, Poll()),
+        (a_call(S.ACCEPTED, provider_ref="p1", deadline_at=PAST), {"polls": True}, Poll()),  # the last look
+        (a_call(S.ACCEPTED, provider_ref=None), {"polls": True}, Suspend(NOW + timedelta(seconds=300))),
+        (a_call(S.ACCEPTED, provider_ref="p1"), {"polls": False}, Suspend(NOW + timedelta(seconds=300))),
+        (a_call(S.INTENT), {"adopt_s": 60}, Suspend(NOW + timedelta(seconds=60))),
+        (a_call(S.INTENT, started_at=NOW - timedelta(seconds=60)), {"adopt_s": 60}, UNKNOWN),
+        (a_call(S.INTENT), {"adopt_s": 60, "repeatable": True}, Call(a_call(S.INTENT))),
+        (a_call(S.UNKNOWN), {"adopt_s": 60, "polls": True}, UNKNOWN),
+    ],
+)
+def test_a_call_at_a_provider_that_can_be_looked_at(call: Any, abilities: Any, action: Action) -> None:
+    assert after(Step.API_CALL, call=call, **{"repeatable": False, **abilities}) == action
 
 
 @given(status=st.sampled_from(CallStatus), repeatable=st.booleans(), late=st.integers(-5, 5), tries=st.integers(1, 9))
