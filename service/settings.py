@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     @classmethod
     def _http(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # or it raises
             raise ValueError("a URL that begins with https:// or http://, its /v1 included")
         return value
 

@@ -15,7 +15,7 @@ from service.domain.call import (
     Unreachable,
 )
 from service.domain.schema import check, violations
-from service.providers.openai_answer import Answer, broken_off, cost_usd, read, refused, wait_s
+from service.providers.openai_answer import Answer, broken_off, cost_usd, read, refused, storable, wait_s
 from service.providers.openai_schema import OURS, SCHEMA, TOOLS
 
 PRICES = {"input_per_million_usd": 2.0, "output_per_million_usd": 8.0}
@@ -120,13 +120,23 @@ def test_log_probabilities_are_kept() -> None:
 
 def test_an_answer_can_be_stored_whatever_it_holds() -> None:
     answer = told(
-        chunk({"content": "\ud83e"}), chunk({"content": "\udd8a\0\ud83e"}), chunk(finish="stop", usage={"n": 2**70})
+        chunk({"content": "\ud83e"}, id="c\0"),
+        chunk({"content": "\udd8a\0\ud83e"}),
+        chunk(finish="stop", usage={"n": 2**70}),
     )
 
     found = answer.answered(None)
 
-    assert found.output == "\U0001f98a\ufffd\ufffd"
-    assert b"\\u0000" not in orjson.dumps(found.raw)
+    assert found.output == "\U0001f98a\0\ufffd"
+    assert orjson.dumps(found.raw)
+
+
+def test_an_answer_may_be_nested_without_end() -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [{"inner": deep}]
+
+    assert len(orjson.dumps(storable({"error": deep}))) < 2000
 
 
 def test_a_stream_without_a_reason_for_its_end_is_not_whole() -> None:

@@ -26,6 +26,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         ("REDIS_URL", "http://here", "redis://"),
         ("DATABASE_URL", "mysql://here", "postgresql://"),
         ("OPENAI_BASE_URL", "api.example.com/v1", "https://"),
+        ("OPENAI_BASE_URL", "http://here:99999/v1", "0-65535"),
         ("OPENAI_API_KEY", "two words", "ASCII"),
     ],
 )

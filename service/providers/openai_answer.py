@@ -24,6 +24,7 @@ _LISTS: Final = ("errors", "detail", "details", "issues", "invalid_fields")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 _WAIT_IN_TEXT: Final = re.compile(r"try again in ((?:\d{1,9}(?:\.\d{1,9})?(?:ms|s|m|h|d))+)", re.IGNORECASE)
+MAX_LEVELS: Final = 100
 _LONE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -93,7 +94,7 @@ class Answer:
         return Answered(
             output=self.text or self.refusal,
             raw=self.completion() if raw is None else storable(raw),
-            provider_ref=repaired(ref) if isinstance(ref, str) and ref else None,
+            provider_ref=repaired(ref).replace("\0", "") or None if isinstance(ref, str) else None,
             safety_flags=flags,
             cost_usd=cost_usd(self.head.get("usage"), prices),
         )
@@ -169,14 +170,12 @@ def cost_usd(usage: JSON, prices: Mapping[str, float] | None) -> float | None:
 
 
 def repaired(text: str) -> str:
-    """Halves of a character that came in two pieces put together; no lone half is left, and no NUL."""
-    if _LONE.search(text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\0", "\ufffd")
+    """Halves of a character that came in two pieces put together; no lone half is left, as UTF-8 has none."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _LONE.search(text) else text
 
 
-def storable(value: Any) -> Any:
-    """The value as Postgres takes it: strings `repaired`, integers within 64 bit."""
+def storable(value: Any, levels: int = MAX_LEVELS) -> Any:
+    """The value as it can be stored: strings `repaired`, integers within 64 bit, null for what is nested deeper."""
     match value:
         case str():
             return repaired(value)
@@ -184,10 +183,12 @@ def storable(value: Any) -> Any:
             return value
         case int():
             return value if -(2**63) <= value < 2**63 else float(value) if abs(value) < 10**300 else None
-        case Mapping():
-            return {storable(name): storable(inner) for name, inner in value.items()}
-        case list() | tuple():
-            return [storable(inner) for inner in value]
+        case Mapping() if levels:
+            return {repaired(str(name)): storable(inner, levels - 1) for name, inner in value.items()}
+        case list() | tuple() if levels:
+            return [storable(inner, levels - 1) for inner in value]
+        case Mapping() | list() | tuple():
+            return None
         case _:
             return value
 

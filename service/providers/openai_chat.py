@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx2
 import orjson
-from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from service.domain.call import Outcome, OutcomeUnknown, ProviderFailed, Unreachable
@@ -80,7 +80,8 @@ class Chat:
                 follow_redirects=False,
             ),
         )
-        self._knows_usage = True
+        self._completions = self._sdk.chat.completions.with_streaming_response  # loads the rest of it
+        self._counts = True
 
     async def aclose(self) -> None:
         await self._sdk.close()
@@ -110,21 +111,24 @@ class Chat:
             return OutcomeUnknown("the answer cannot be read")
 
     async def _send(self, request: Request, payload: Mapping[str, JSON], answer: Answer) -> Outcome:
+        if not self._counts:
+            return await self._once(request, payload, answer, counts=False)
         try:
-            return await self._once(request, payload, answer)
+            return await self._once(request, payload, answer, counts=True)
         except APIStatusError as error:
-            # a server that does not know how to count in a stream did nothing yet: ask it without
-            if not (self._knows_usage and error.status_code in (400, 422) and "stream_options" in error.response.text):
+            if error.status_code not in (400, 422) or "stream_options" not in error.response.text:
                 raise
-            self._knows_usage = False
-        return await self._once(request, payload, answer)
+        # a server that does not know how to count in a stream did nothing yet: ask it without
+        outcome = await self._once(request, payload, answer, counts=False)
+        self._counts = False
+        return outcome
 
-    async def _once(self, request: Request, payload: Mapping[str, JSON], answer: Answer) -> Outcome:
+    async def _once(self, request: Request, payload: Mapping[str, JSON], answer: Answer, *, counts: bool) -> Outcome:
         settings: dict[str, Any] = {name: value for name, value in payload.items() if name != "prompt"}
-        if self._knows_usage:
+        if counts:
             settings["stream_options"] = {"include_usage": True}
         prices = request.config.get("prices")
-        async with self._sdk.chat.completions.with_streaming_response.create(
+        async with self._completions.create(
             model=request.config["model"],
             messages=_messages(request.config.get("system"), payload["prompt"]),
             stream=True,
@@ -133,22 +137,28 @@ class Chat:
         ) as response:
             if not _is_events(response.headers):
                 return read(parsed(await response.read()), prices)
-            now = asyncio.get_running_loop().time
-            told_at = 0.0
-            async for chunk in await response.parse():
-                if not isinstance(chunk, ChatCompletionChunk):
-                    continue  # the SDK checks nothing, and hands on whatever JSON came
-                grew = answer.add(chunk.to_dict(mode="python", warnings=False))
-                if answer.size > MAX_ANSWER_BYTES:
-                    raise TooLarge
-                if grew and now() - told_at >= TELL_EVERY_S:
+            try:
+                await _take(await response.parse(), answer, request)
+            finally:  # of a stream that was cut, too: somebody will be asked what became of it
+                if answer.text:
                     request.progress({"text": answer.text})
-                    told_at = now()
         if not answer.whole:
             return OutcomeUnknown("the answer was cut off")
-        if answer.text:
-            request.progress({"text": answer.text})
         return answer.answered(prices)
+
+
+async def _take(stream: AsyncStream[ChatCompletionChunk], answer: Answer, request: Request) -> None:
+    now = asyncio.get_running_loop().time
+    told_at = 0.0
+    async for chunk in stream:
+        if not isinstance(chunk, ChatCompletionChunk):
+            continue  # the SDK checks nothing, and hands on whatever JSON came
+        grew = answer.add(chunk.to_dict(mode="python", warnings=False))
+        if answer.size > MAX_ANSWER_BYTES:
+            raise TooLarge
+        if grew and now() - told_at >= TELL_EVERY_S:
+            request.progress({"text": answer.text})
+            told_at = now()
 
 
 def _is_events(headers: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, get_args
 from uuid import UUID
 
@@ -36,7 +37,7 @@ from service.providers.openai_schema import SCHEMA
 from service.providers.protocol import Request
 from service.runtime import Runtime, open_runtime
 from service.standins.openai import Answers, ChatServer, Says, chat_server, error
-from service.store import approvals
+from service.store import approvals, events
 from tests.acting import AUTO, begin, look, sql, story, within, worker
 from tests.conftest import free_port
 
@@ -45,7 +46,7 @@ PRICES = {"input_per_million_usd": 1000.0, "output_per_million_usd": 2000.0}
 FOX = Says(["A ", "red ", "fox."], usage=(12, 3))
 
 
-def events(*data: str | bytes) -> Answers:
+def spelled(*data: str | bytes) -> Answers:
     """A stream of events that a script spells out."""
     lines = (b"data: " + (one if isinstance(one, bytes) else one.encode()) + b"\n\n" for one in data)
     return Answers(200, b"".join(lines), {"content-type": "text/event-stream"})
@@ -287,12 +288,12 @@ async def test_a_character_that_comes_in_two_halves_is_put_together(server: Chat
         r'{"choices": [{"delta": {"content": "\ud83e"}}]}',
         r'{"choices": [{"delta": {"content": "\udd8a\u0000"}}]}',
     )
-    server.script = [events(*said, '{"choices": [{"delta": {}, "finish_reason": "stop"}]}', "[DONE]")]
+    server.script = [spelled(*said, '{"choices": [{"delta": {}, "finish_reason": "stop"}]}', "[DONE]")]
 
     found = await ask(chat)
 
     assert isinstance(found, Answered)
-    assert found.output == "\U0001f98a\ufffd"
+    assert found.output == "\U0001f98a\0"
 
 
 async def test_a_stream_that_ends_well_without_its_last_mark_is_whole(server: ChatServer, chat: OpenAIProvider) -> None:
@@ -315,12 +316,12 @@ async def test_a_stream_that_ends_well_without_its_last_mark_is_whole(server: Ch
         (Answers(500, b"oops", {"content-type": "text/html"}), Unreachable),
         (Answers(503, error("overloaded")), Unreachable),
         (Answers(200, b"<html>", {"content-type": "text/html"}), ProviderFailed),
-        (events("{broken"), OutcomeUnknown),
-        (events(b"\xff"), OutcomeUnknown),
-        (events("[" * 100_000), OutcomeUnknown),
-        (events("[1]", "7", "null"), OutcomeUnknown),
-        (events(), OutcomeUnknown),
-        (events('{"choices": "x"}', '{"choices": [{"delta": 5}]}', '{"usage": []}'), OutcomeUnknown),
+        (spelled("{broken"), OutcomeUnknown),
+        (spelled(b"\xff"), OutcomeUnknown),
+        (spelled("[" * 100_000), OutcomeUnknown),
+        (spelled("[1]", "7", "null"), OutcomeUnknown),
+        (spelled(), OutcomeUnknown),
+        (spelled('{"choices": "x"}', '{"choices": [{"delta": 5}]}', '{"usage": []}'), OutcomeUnknown),
         (Says(["half"], then={"code": "server_error", "message": "x"}), ProviderFailed),
         (Says(["half"], then="cut"), OutcomeUnknown),
         (Says(then="cut"), OutcomeUnknown),
@@ -557,6 +558,31 @@ async def test_a_run_is_answered_and_counts_what_it_cost(chatting: Runtime, serv
     assert (sent["temperature"], sent["max_tokens"], sent["messages"][-1]["content"]) == (0.5, 100, "a red fox")
 
 
+async def test_a_run_tells_its_text_while_it_grows_and_ends_with_all_of_it(
+    chatting: Runtime, server: ChatServer
+) -> None:
+    server.script = [Says(["A ", "red ", "fox."], pause_s=0.05)]
+
+    run_id, _ = await goes(chatting)
+
+    async with chatting.services.db.connection() as conn:
+        found = await events.after(conn, "default", run_id, 0, limit=100)
+    texts = [event.data["text"] for event in found if event.type == "provider.progress"]
+    assert texts[-1] == "A red fox."
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+
+
+async def test_a_run_without_a_key_is_rejected_and_says_why(empty: Runtime) -> None:
+    settings = empty.settings.model_copy(update={"openai_api_key": None})
+    async with open_runtime(settings, process="test", redis=empty.redis) as runtime:
+        run_id, became = await goes(runtime)
+
+        run = await look(runtime, run_id)
+    assert became == "failed"
+    assert run.error is not None
+    assert (run.error["code"], run.error["message"]) == ("provider_rejected", NO_KEY)
+
+
 @pytest.mark.parametrize(
     ("entry", "code", "recoverable"),
     [
@@ -700,7 +726,7 @@ async def test_a_stranger_may_speak_to_the_stand_in_as_to_the_real_one(server: C
     body = {"model": "gpt-standin", "messages": [{"role": "user", "content": "hi there"}]}
     async with httpx2.AsyncClient(base_url=server.url, headers=headers, trust_env=False) as client:
         whole = (await client.post("chat/completions", json=body)).json()
-        events = (await client.post("chat/completions", json={**body, "stream": True})).text.split("\n\n")
+        said = (await client.post("chat/completions", json={**body, "stream": True})).text.split("\n\n")
         wrong = [
             await client.post("chat/completions", json={**body, "temperature": 3}),
             await client.post("chat/completions", json={**body, "model": "x"}),
@@ -710,7 +736,7 @@ async def test_a_stranger_may_speak_to_the_stand_in_as_to_the_real_one(server: C
         ]
 
     assert whole["choices"][0]["message"]["content"] == "hi there"
-    assert orjson.loads(events[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
-    assert events[-2] == "data: [DONE]"
+    assert orjson.loads(said[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+    assert said[-2] == "data: [DONE]"
     assert [answer.status_code for answer in wrong] == [400, 404, 400, 404, 401]
     assert wrong[0].json()["error"]["param"] == "temperature"
