@@ -7,16 +7,18 @@ because its worker was told to stop: its reference is kept, and with it the call
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from service.commands.callbacks import callback_url, take_notice
+from service.commands.callbacks import callback_url
 from service.commands.context import After, Services, carry_out, queued
+from service.commands.files import Copies, copied, discard
 from service.domain import payload
 from service.domain.call import (
+    Answered,
     CallStatus,
     Outcome,
     ProviderCall,
@@ -24,7 +26,6 @@ from service.domain.call import (
     backoff,
     look_after,
     looked,
-    reference,
     strays,
     tried,
 )
@@ -34,14 +35,13 @@ from service.domain.plan import Call, Pass, adoptable_until, looked_at
 from service.domain.run import Run, RunStatus, woken
 from service.errors import LeaseLost, Unavailable
 from service.holding import Held, abilities, awaiting, locked, log_steps
+from service.leftovers import Leftovers
 from service.logs import get_logger
 from service.progress import Data, Progress
-from service.providers.protocol import Provider, Request
-from service.store import calls, cancels, events, runs
+from service.providers.protocol import Request
+from service.store import calls, cancels, events, files, runs
 
 LOOK_TIMEOUT_S: Final = 30.0
-LEFT_TIMEOUT_S: Final = 30.0  # how long a try whose worker was told to stop may still say what it has begun
-KEEP_TRIES: Final = 10
 
 log = get_logger("orchestrator")
 
@@ -52,7 +52,7 @@ class Caller:
     def __init__(self, services: Services, *, drop: Callable[[UUID, int], None]) -> None:
         self._services = services
         self._drop = drop
-        self._left: dict[asyncio.Task[None], UUID] = {}  # owned here until they are done; see `close`
+        self.leftovers = Leftovers(services)
 
     async def call(self, held: Held, passed: Sequence[Pass], action: Call) -> str | None:
         """One try. Returns what became of the run if its worker lets go of it now."""
@@ -64,7 +64,7 @@ class Caller:
         writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
         started = time.monotonic()
         try:
-            outcome = await self._sent(held.provider, request)
+            outcome = await self.leftovers.sent(held.provider, request)
         except BaseException:
             writer.cancel()
             raise
@@ -74,7 +74,7 @@ class Caller:
             await progress.stop(writer)
             return await self._settle(held, outcome, took_ms, progress, looking=False)
         except (LeaseLost, Unavailable, asyncio.CancelledError):
-            self._leave(held.run.id, self._keep(held.run.id, request.number, reference(outcome)))
+            self.leftovers.keep(request, outcome)
             raise
 
     async def look(self, held: Held) -> str | None:
@@ -94,19 +94,6 @@ class Caller:
         took_ms = round((time.monotonic() - started) * 1000)
         self._log_call(held, outcome, took_ms)
         return await self._settle(held, outcome, took_ms, progress, looking=True)
-
-    async def left_of(self, run_id: UUID, *, timeout_s: float) -> None:
-        """Wait a moment for what a try of this run still has to say."""
-        left = {task for task, about in self._left.items() if about == run_id}
-        if left:
-            await asyncio.wait(left, timeout=timeout_s)
-
-    async def close(self, *, timeout_s: float) -> None:
-        """Wait a moment for all that is left, and give up the rest."""
-        if self._left:
-            _, late = await asyncio.wait(set(self._left), timeout=timeout_s)
-            for task in late:
-                task.cancel()
 
     async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | None:
         """Write that the call is about to be made; only then may it be made."""
@@ -151,47 +138,6 @@ class Caller:
             run_left_s=max(0.001, (run.deadline_at - now).total_seconds()) if run.deadline_at else None,
         )
 
-    async def _sent(self, provider: Provider, request: Request) -> Outcome:
-        """What the provider answers. A try that may leave something behind that only its answer names is not cut
-        off with its worker; any other is hung up on."""
-        if provider.repeatable or (provider.poll_s is None and not provider.adopt_s):
-            return await provider.call(request)
-        sending = asyncio.get_running_loop().create_task(provider.call(request))
-        try:
-            return await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            self._leave(request.run_id, self._heard_out(request, sending))
-            raise
-
-    async def _heard_out(self, request: Request, sending: "asyncio.Task[Outcome]") -> None:
-        try:
-            await asyncio.wait({sending}, timeout=min(LEFT_TIMEOUT_S, request.timeout_s))
-        finally:
-            sending.cancel()
-        if sending.cancelled() or not sending.done() or sending.exception() is not None:
-            return
-        await self._keep(request.run_id, request.number, reference(sending.result()))
-
-    async def _keep(self, run_id: UUID, number: int, provider_ref: str | None) -> None:
-        """Keep what a try has begun, though its worker may no longer write: as if the provider had told us of it."""
-        for n in range(KEEP_TRIES if provider_ref else 0):
-            try:
-                assert provider_ref is not None
-                await take_notice(self._services, run_id, number, provider_ref)
-                return
-            except Unavailable:
-                await asyncio.sleep(min(10.0, 0.5 * 2**n))
-
-    def _leave(self, run_id: UUID, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._left[task] = run_id
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._left.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("http.error", error=type(error).__name__)
-
     def _progress(self, held: Held) -> Progress:
         run_id, token = held.run.id, held.token
 
@@ -208,6 +154,19 @@ class Caller:
     ) -> str | None:
         """Write what came of one try or look, and what it means for the run."""
         assert held.call is not None
+        polls = held.provider.poll_s is not None
+        copies = await copied(self._services, held.run, held.call, outcome, polls=polls)
+        try:
+            return await self._write(held, outcome, copies, took_ms, progress, looking=looking)
+        except LeaseLost:  # and nothing else: a commit that was cut off may have happened
+            self.leftovers.add(held.run.id, discard(self._services, copies.files))
+            raise
+
+    async def _write(
+        self, held: Held, given: Outcome, copies: Copies, took_ms: int, progress: Progress, *, looking: bool
+    ) -> str | None:
+        assert held.call is not None
+        outcome = copies.outcome
         after = After.nothing()
         async with self._services.db.transaction() as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
@@ -216,6 +175,7 @@ class Caller:
             assert before is not None
             adopts = adoptable_until(before, abilities(held.provider)) is not None
             stored = looked(before, outcome, now=now) if looking else tried(before, outcome, now=now, adopts=adopts)
+            stored = _with_copies(stored, given, copies)
             facts: list[Fact] = []
             if (last := progress.untold) is not None and (
                 not looking or last != await events.last_data(conn, run.id, EventType.PROVIDER_PROGRESS)
@@ -230,6 +190,9 @@ class Caller:
                 facts += _told(run, stored, took_ms)
                 if stored.status is CallStatus.ANSWERED:
                     await runs.set_answer(conn, run.id, output=stored.output, raw=stored.raw)
+                    await files.insert(conn, copies.files)
+                elif stored.status is CallStatus.FAILED:
+                    await runs.set_answer(conn, run.id, output=None, raw=stored.raw)
                 if stored.cost_usd is not None:
                     run = replace(run, actual_usd=(run.actual_usd or 0) + stored.cost_usd)
             run = replace(run, provider_ms=run.provider_ms + took_ms)
@@ -250,7 +213,8 @@ class Caller:
         hint = outcome.retry_after_s if isinstance(outcome, Unreachable) else None
         if looked_at(call, abilities(held.provider)):
             assert held.provider.poll_s is not None
-            wait = look_after(call.looks, poll_s=held.provider.poll_s, retry_after_s=hint, jitter=random.random())  # noqa: S311
+            looks, jitter = max(call.looks, 2 * call.copy_tries), random.random()  # noqa: S311  spread, not secrecy
+            wait = look_after(looks, poll_s=held.provider.poll_s, retry_after_s=hint, jitter=jitter)
             until = min(now + wait, call.deadline_at or now + wait)
             run = awaiting(self._services, run, until, after, now=now)
             return run, [], "paused" if paused else "awaiting_provider"
@@ -299,6 +263,15 @@ def _again(call: ProviderCall, now: datetime, deadline_at: datetime) -> Provider
         call, status=CallStatus.INTENT, tries=call.tries + 1, finished_at=None, problem=None,
         started_at=now if anew else call.started_at, deadline_at=deadline_at if anew else call.deadline_at,
     )  # fmt: skip
+
+
+def _with_copies(call: ProviderCall, given: Outcome, copies: Copies) -> ProviderCall:
+    """What was paid for is counted, though its files could not be copied."""
+    if copies.again:
+        return replace(call, copy_tries=call.copy_tries + 1)
+    if call.status is CallStatus.FAILED and isinstance(given, Answered):
+        return replace(call, cost_usd=given.cost_usd)
+    return call
 
 
 def _progressed(run: Run, data: Data) -> Fact:

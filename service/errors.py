@@ -125,6 +125,14 @@ class TooLarge(HitlError):
     code, status, title = "body_too_large", 413, "The body is larger than 1 MiB"
 
 
+class RangeNotSatisfiable(HitlError):
+    code, status, title = "range_not_satisfiable", 416, "The range lies outside of the file"
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
 class UnsupportedMediaType(HitlError):
     code, status, title = "unsupported_media_type", 415, "The body must be application/json"
 

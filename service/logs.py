@@ -32,6 +32,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "provider.call": "one try of a provider call ended: outcome, duration_ms",
     "provider.cancelled": "what nobody wanted any more was ended at its provider",
     "provider.cancel_failed": "a provider could not be reached to end a call, and was tried often enough",
+    "file.copy_failed": "an output file could not be copied: the class of the reason; it is tried again",
     "queue.wake_failed": "a wake-up could not be sent; the sweep will send it",
     "notify.failed": "a hint to followers could not be sent; they poll",
     "worker.started": "a worker takes jobs",

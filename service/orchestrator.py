@@ -83,7 +83,7 @@ class HITLOrchestrator:
 
     async def close(self) -> None:
         """Let what was cut off say its last word."""
-        await self._caller.close(timeout_s=LEFT_OVER_S)
+        await self._caller.leftovers.close(timeout_s=LEFT_OVER_S)
 
     async def advance(self, run_id: UUID) -> str:
         """Take the run as far as it goes. Returns what became of it, for the log; never raises for the run's sake."""
@@ -335,7 +335,7 @@ class HITLOrchestrator:
 
     async def _stop(self, run_id: UUID, token: int) -> None:
         """Hand over what was cut off, with what its provider still has to say about it where that comes soon."""
-        await self._caller.left_of(run_id, timeout_s=LEFT_OVER_S)
+        await self._caller.leftovers.of(run_id, timeout_s=LEFT_OVER_S)
         await self._hand_over(run_id, token)
 
     async def _hand_over(self, run_id: UUID, token: int) -> None:

@@ -9,6 +9,7 @@ from arq.connections import ArqRedis
 from service import queue
 from service.commands.context import Services
 from service.domain.keyring import Keyring
+from service.filestore import open_store
 from service.notifier import Notifier
 from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
@@ -16,7 +17,7 @@ from service.providers.http import HttpProvider
 from service.providers.openai import OpenAIProvider
 from service.providers.registry import Registry
 from service.queue import RunQueue
-from service.settings import Settings, require
+from service.settings import Settings, SettingsError, require
 from service.store.database import Database
 
 
@@ -36,6 +37,10 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")
     client = guarded_client(settings.http_allow)
     chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
+    try:
+        files = open_store(settings.files, endpoint=settings.hitl_files_endpoint)
+    except ImportError:
+        raise SettingsError("HITL_FILES: got an s3:// address; allowed: a folder, or it with the extra `s3`") from None
     services = Services(
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
@@ -44,6 +49,9 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
+        files=files,
+        file_max_bytes=settings.hitl_file_max_bytes,
+        client=client,
     )
     try:
         yield Runtime(settings, services, own)

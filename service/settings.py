@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     hitl_timer_horizon_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None
+    hitl_files: str | None = None
+    hitl_files_endpoint: str | None = None
+    hitl_file_max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 1024 * 1024
     hitl_pg_pooler: Literal["transaction"] | None = None
     openai_api_key: str | None = Field(default=None, repr=False)
     openai_base_url: str = "https://api.openai.com/v1"
@@ -69,6 +72,20 @@ class Settings(BaseSettings):
     def _postgres(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("postgres", "postgresql"):
             raise ValueError("a URL that begins with postgresql://")
+        return value
+
+    @field_validator("hitl_files")
+    @classmethod
+    def _files(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and (urlsplit(value).scheme != "s3" or not urlsplit(value).netloc):
+            raise ValueError("a folder, or s3://bucket/prefix")
+        return value
+
+    @field_validator("hitl_files_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("a URL that begins with http:// or https://")
         return value
 
     @field_validator("redis_url")
@@ -112,6 +129,11 @@ class Settings(BaseSettings):
         """Base of the links and callback URLs that we hand out, without a trailing slash."""
         host = f"[{self.hitl_host}]" if ":" in self.hitl_host else self.hitl_host
         return (self.hitl_public_url or f"http://{host}:{self.hitl_port}").rstrip("/")
+
+    @property
+    def files(self) -> str:
+        """Where output files lie: a folder, or `s3://bucket/prefix`."""
+        return self.hitl_files or os.path.join(self.hitl_data_dir, "files")
 
     @property
     def http_allow(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from service.domain import schema as schemas
 from service.domain.policy import EscalateTo, HitlConfig, OnTimeout, Reviewers, Timeout
@@ -39,6 +39,10 @@ class Attachment(BaseModel):
     url: Annotated[str, Field(min_length=1, max_length=2000)]
     media_type: Annotated[str, Field(max_length=200)] | None = None
     name: Annotated[str, Field(max_length=500)] | None = None
+
+
+class FileContent(RootModel[bytes]):
+    """The bytes of a file, under its own media type."""
 
 
 class RunInput(BaseModel):

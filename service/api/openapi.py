@@ -18,12 +18,15 @@ _REASONS: Final = {
     200: "Done",
     201: "Created",
     202: "Accepted",
+    206: "The part that was asked for",
+    304: "What the caller has is what it is",
     401: "No or bad credentials",
     403: "Known, but not allowed",
     404: "Unknown, or of another tenant",
     409: "The state does not allow it",
     413: "The body is larger than 1 MiB",
     415: "The body is not application/json",
+    416: "The range lies outside of the file",
     422: "The request is not valid",
     429: "Too many requests",
     500: "A fault of ours",
@@ -106,18 +109,20 @@ def _parameters(op: Operation, defs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _path_schema(name: str) -> dict[str, Any]:
-    return {"type": "string", "format": "uuid"} if name in ("run_id", "approval_id") else {"type": "string"}
+    return {"type": "string", "format": "uuid"} if name in ("run_id", "approval_id", "file_id") else {"type": "string"}
 
 
 def _responses(op: Operation, refs: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": refs[(op.answer, "serialization")]}}
+    content = {kind: {"schema": refs[(op.answer, "serialization")]} for kind in op.media_types}
     answers: dict[str, Any] = {str(op.status): {"description": _REASONS[op.status], "content": content}}
     problem = {"application/problem+json": {"schema": refs[(Problem, "serialization")]}}
     codes = set(op.problems) | {422, 500}
     if op.path == "/readyz":
         answers["503"] = {"description": _REASONS[503], "content": content}
         codes.discard(503)
-    elif op.path != "/healthz":
+    if 416 in op.problems:
+        answers |= {"206": {"description": _REASONS[206], "content": content}, "304": {"description": _REASONS[304]}}
+    if op.path not in ("/readyz", "/healthz"):
         codes |= {503}
     if op.permission is not None:
         codes |= {401, 403}

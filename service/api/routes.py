@@ -5,10 +5,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import approvals, operations, runs
+from service.api import approvals, files, operations, runs
 from service.api.operation import Operation, serve
 
-TABLE: tuple[Operation, ...] = (*runs.OPERATIONS, *approvals.OPERATIONS, *operations.OPERATIONS)
+TABLE: tuple[Operation, ...] = (
+    *runs.OPERATIONS,
+    *approvals.OPERATIONS,
+    *files.OPERATIONS,
+    *operations.OPERATIONS,
+)
 
 
 def routes() -> list[Route]:

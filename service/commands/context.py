@@ -5,11 +5,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
+import httpx2
+
 from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
 from service.domain.run import Run, RunStatus, woken
+from service.filestore import FileStore
 from service.notifier import Notifier
 from service.providers.registry import Registry
 from service.queue import RunQueue
@@ -19,7 +22,7 @@ from service.store.database import Conn, Database
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The outside, as the wiring opened it."""
+    """The outside, as the wiring opened it. `client` reaches only addresses that may be reached."""
 
     db: Database
     queue: RunQueue
@@ -28,6 +31,9 @@ class Services:
     keyring: Keyring
     public_url: str
     horizon_s: float
+    files: FileStore
+    file_max_bytes: int
+    client: httpx2.AsyncClient
 
 
 @dataclass(slots=True)
