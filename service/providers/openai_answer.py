@@ -30,7 +30,7 @@ _LONE: Final = re.compile("[\ud800-\udfff]")
 
 @dataclass(slots=True)
 class Answer:
-    """A completion in the making. `size` counts what is kept of it, in bytes."""
+    """A completion in the making. `size` counts what is kept of it, in bytes; `done`: the server said that it ended."""
 
     head: dict[str, JSON] = field(default_factory=dict)
     choice: dict[str, JSON] = field(default_factory=dict)
@@ -38,6 +38,7 @@ class Answer:
     pieces: dict[str, list[str]] = field(default_factory=dict)
     logprobs: dict[str, list[JSON]] = field(default_factory=dict)
     size: int = 0
+    done: bool = False
 
     @property
     def text(self) -> str:
@@ -49,8 +50,8 @@ class Answer:
 
     @property
     def whole(self) -> bool:
-        """Whether the server said why it stopped: without it the stream was cut."""
-        return self.choice.get("finish_reason") is not None
+        """Whether the server said that it stopped, or why: else the stream was cut."""
+        return self.done or self.choice.get("finish_reason") is not None
 
     def add(self, chunk: Mapping[str, JSON]) -> bool:
         """Take one chunk, or a whole completion. Whether the text grew."""

@@ -5,6 +5,7 @@ and takes no proxy from the environment, so that the key goes to the configured 
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from service.providers.protocol import Request
 CONNECT_TIMEOUT_S: Final = 10.0
 TELL_EVERY_S: Final = 0.05  # whoever listens thins it further; joining the text for each token costs its square
 
+_BODY: Final = "hitl_body"
+_DONE: Final = re.compile(rb"[\r\n]data: ?\[DONE\]")
 # Nothing has been sent yet when these come.
 _UNSENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -31,19 +34,21 @@ class TooLarge(Exception):
     """The answer is larger than we take."""
 
 
-class _Bounded(httpx2.AsyncByteStream):
-    """A body that ends with `TooLarge`: a stream of events by its longest line, all else by its length.
-
-    The SDK reads a line, or the body of an error, whole.
+class _Body(httpx2.AsyncByteStream):
+    """A body as the SDK reads it: a line, or an error, whole. So it ends with `TooLarge`, a stream of events by
+    its longest line and all else by its length; and it sees what the SDK keeps to itself, the mark of a good end.
     """
 
     def __init__(self, inner: httpx2.AsyncByteStream, *, by_line: bool) -> None:
         self._inner = inner
         self._by_line = by_line
+        self.done = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        held = 0
+        held, tail = 0, b"\n"
         async for piece in self._inner:
+            self.done = self.done or _DONE.search(tail + piece) is not None
+            tail = (tail + piece)[-16:]
             ends = piece.rfind(b"\n") + 1 if self._by_line else 0
             held = len(piece) - ends if ends else held + len(piece)
             if held > MAX_ANSWER_BYTES:
@@ -58,9 +63,8 @@ class _Transport(httpx2.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await super().handle_async_request(request)
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _Bounded(
-            response.stream, by_line=response.status_code == 200 and _is_events(response.headers)
-        )
+        body = _Body(response.stream, by_line=response.status_code == 200 and _is_events(response.headers))
+        response.stream = response.extensions[_BODY] = body
         return response
 
 
@@ -76,6 +80,7 @@ class Chat:
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),  # the call as a whole is bounded by its own
             http_client=httpx2.AsyncClient(
                 transport=_Transport(trust_env=False, retries=0, limits=limits),
+                headers={"Accept-Encoding": "identity"},  # what is measured is what is kept
                 trust_env=False,
                 follow_redirects=False,
             ),
@@ -139,6 +144,7 @@ class Chat:
                 return read(parsed(await response.read()), prices)
             try:
                 await _take(await response.parse(), answer, request)
+                answer.done = response.http_response.extensions[_BODY].done
             finally:  # of a stream that was cut, too: somebody will be asked what became of it
                 if answer.text:
                     request.progress({"text": answer.text})

@@ -7,9 +7,11 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
+import asyncpg
 import httpx2
 import orjson
 import pytest
@@ -29,6 +31,7 @@ from service.domain.call import (
 from service.domain.canonical import JSON, canonical, sha256_hex
 from service.domain.ids import uuid7
 from service.domain.policy import HitlConfig, ReviewThresholds
+from service.embedded import Servers
 from service.errors import Invalid
 from service.providers import openai_chat
 from service.providers.http import MAX_ANSWER_BYTES
@@ -38,8 +41,20 @@ from service.providers.protocol import Request
 from service.runtime import Runtime, open_runtime
 from service.standins.openai import Answers, ChatServer, Says, chat_server, error
 from service.store import approvals, events
+from service.store.migrate import migrate
 from tests.acting import AUTO, begin, look, sql, story, within, worker
-from tests.conftest import free_port
+from tests.conftest import (
+    WORKER,
+    Stack,
+    base_env,
+    eventually,
+    free_port,
+    process,
+    run_body,
+    settled,
+    start,
+    web,
+)
 
 CONFIG = {"model": "gpt-standin"}
 PRICES = {"input_per_million_usd": 1000.0, "output_per_million_usd": 2000.0}
@@ -296,10 +311,16 @@ async def test_a_character_that_comes_in_two_halves_is_put_together(server: Chat
     assert found.output == "\U0001f98a\0"
 
 
-async def test_a_stream_that_ends_well_without_its_last_mark_is_whole(server: ChatServer, chat: OpenAIProvider) -> None:
-    server.script = [Says(["x"], then="end")]
+@pytest.mark.parametrize("says", [Says(["x"], then="end"), Says(["x"], finish=None)])
+async def test_a_stream_is_whole_by_its_last_mark_or_by_its_reason_to_end(
+    server: ChatServer, chat: OpenAIProvider, says: Says
+) -> None:
+    server.script = [says]
 
-    assert isinstance(await ask(chat), Answered)
+    found = await ask(chat)
+
+    assert isinstance(found, Answered)
+    assert found.output == "x"
 
 
 # what goes wrong
@@ -325,7 +346,8 @@ async def test_a_stream_that_ends_well_without_its_last_mark_is_whole(server: Ch
         (Says(["half"], then={"code": "server_error", "message": "x"}), ProviderFailed),
         (Says(["half"], then="cut"), OutcomeUnknown),
         (Says(then="cut"), OutcomeUnknown),
-        (Says(["half"], finish=None), OutcomeUnknown),
+        (Says(["half"], finish=None, then="end"), OutcomeUnknown),
+        (Says(["data: [DONE]\ndata: [DONE]\n"], finish=None, then="end"), OutcomeUnknown),
         ("cut", OutcomeUnknown),
     ],
 )
@@ -740,3 +762,36 @@ async def test_a_stranger_may_speak_to_the_stand_in_as_to_the_real_one(server: C
     assert said[-2] == "data: [DONE]"
     assert [answer.status_code for answer in wrong] == [400, 404, 400, 404, 401]
     assert wrong[0].json()["error"]["param"] == "temperature"
+
+
+async def test_the_whole_service_streams_tells_and_leaves_a_cancelled_call(
+    servers: Servers, server: ChatServer, tmp_path: Path
+) -> None:
+    name = f"chats_{uuid7().hex}"
+    admin = await asyncpg.connect(servers.database_url)
+    await admin.execute(f"create database {name}")
+    await admin.close()
+    database = servers.database_url.replace("/postgres?", f"/{name}?")
+    await migrate(database)
+    about = {"DATABASE_URL": database, "REDIS_URL": f"{servers.redis_url}?db=3"}
+    env = base_env(servers, **about, OPENAI_API_KEY=server.api_key, OPENAI_BASE_URL=server.url)
+    server.script = [Says(["A ", "fox."], usage=(12, 3)), Says(["half"], then="hang")]
+
+    with web(env, tmp_path) as url, process(*WORKER, env=env, log=tmp_path / "worker.log"):
+        async with httpx2.AsyncClient(base_url=url, timeout=70, trust_env=False) as client:
+            listed = (await client.get("/hitl/providers")).json()["providers"]
+            run = await settled(client, await start(client, run_body(openai(prices=PRICES))))
+            told = (await client.get(f"/hitl/runs/{run['run_id']}/events")).json()["events"]
+            hanging = await start(client, run_body(openai()))
+            await eventually(lambda: asyncio.sleep(0, len(server.seen) == 2), "the second call")
+            cancelled = await client.delete(f"/hitl/run/{hanging}")
+            await within(server.hung_up)
+
+    assert ("openai", ["openai-agent-tool"]) in [(one["name"], one["tools"]) for one in listed]
+    assert (run["status"], run["result"]) == ("completed", "A fox.")
+    assert run["cost"]["actual_usd"] == pytest.approx(0.018)
+    assert run["raw_response"]["usage"]["total_tokens"] == 15
+    assert [event["data"]["text"] for event in told if event["type"] == "provider.progress"][-1] == "A fox."
+    assert cancelled.json()["status"] == "cancelled"
+    logs = "".join(Stack(url, env, tmp_path).log(name) for name in ("web", "worker"))
+    assert server.api_key not in logs and "fox" not in logs and "half" not in logs
