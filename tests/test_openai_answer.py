@@ -1,9 +1,12 @@
 """Reading a chat server: tables of chunks and errors, without a socket and without the SDK."""
 
+from itertools import pairwise
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.domain.call import (
     Answered,
@@ -343,3 +346,43 @@ def test_a_payload_may_not_say_what_the_call_is_made_of(name: str) -> None:
 )
 def test_settings_have_their_real_types_and_ranges(setting: dict[str, Any], taken: bool) -> None:
     assert (violations(SCHEMA, {"prompt": "x", **setting}) == ()) is taken
+
+
+# whatever comes
+
+scalars = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text(st.characters(), max_size=5)
+CHUNK = ("id", "choices", "usage", "error", "x")
+CHOICE = ("index", "delta", "message", "logprobs", "finish_reason", "content", "refusal", "role", "text")
+ERROR = ("error", "code", "type", "message", "param", "details", "errors", "detail", "loc", "msg", "field")
+COUNTS = ("prompt_tokens", "completion_tokens")
+names = st.sampled_from((*CHUNK, *CHOICE, *ERROR, *COUNTS))
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5), max_leaves=20
+)
+choices = st.lists(st.dictionaries(st.sampled_from(CHOICE), anything, max_size=5), max_size=2)
+chunks = st.fixed_dictionaries({}, optional={"choices": choices, "usage": anything, "id": anything, "x": anything})
+faults = st.dictionaries(st.sampled_from(ERROR), anything, max_size=5)
+bodies = anything | chunks | faults | st.fixed_dictionaries({"error": faults})
+
+
+@given(chunks=st.lists(chunks, max_size=4), body=bodies)
+def test_whatever_comes_has_an_outcome_that_can_be_stored(chunks: list[dict[str, Any]], body: Any) -> None:
+    answer = told(*chunks)
+    found = [
+        answer.answered(PRICES),
+        broken_off(body, answer, PRICES),
+        read(body, PRICES),
+        *(meant(status, body) for status in (400, 401, 404, 418, 422, 429, 500)),
+    ]
+
+    for outcome in found:
+        assert orjson.dumps(outcome)
+
+
+@given(text=st.text(), cuts=st.lists(st.integers(0, 50), max_size=5))
+def test_a_text_is_the_same_however_it_was_cut(text: str, cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(text) + 50]
+
+    answer = told(*(chunk({"content": text[low:high]}) for low, high in pairwise(edges)))
+
+    assert answer.text == text

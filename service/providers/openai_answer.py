@@ -17,7 +17,7 @@ from service.providers.http import issues_of, retry_after
 
 # Text that comes in pieces; what else a delta holds is kept as it last was.
 _JOINED: Final = ("content", "refusal", "reasoning_content", "reasoning")
-_FILTERED: Final = frozenset({"content_filter", "content_policy_violation"})
+_FILTERED: Final = ("content_filter", "content_policy_violation")  # looked up with whatever came
 # Fields of a request that no edit of the payload mends.
 _NOT_THE_PAYLOADS: Final = frozenset({"model", "stream", "stream_options"})
 _LISTS: Final = ("errors", "detail", "details", "issues", "invalid_fields")
@@ -126,13 +126,13 @@ def refused(
     status: int, headers: Mapping[str, str], body: JSON, *, payload: Mapping[str, JSON], schema: JSON
 ) -> Outcome:
     """What an error before any byte of an answer means."""
-    error = body.get("error", body) if isinstance(body, Mapping) else body
     raw = storable(body)
+    error = raw.get("error", raw) if isinstance(raw, Mapping) else raw
     if _code(error) in _FILTERED:
         return Answered(output="", raw=raw, safety_flags=["content_filter"])
     match status:
         case 400 | 422:
-            return _invalid(status, body, error, raw, form.form(payload, schema, {}, title="")["fields"])
+            return _invalid(status, error, raw, form.form(payload, schema, {}, title="")["fields"])
         case 401 | 403:  # no raw: the text may repeat the key
             return Rejected(f"the provider refused the API key, or its rights ({status})")
         case 404:
@@ -194,14 +194,14 @@ def storable(value: Any, levels: int = MAX_LEVELS) -> Any:
             return value
 
 
-def _invalid(status: int, body: JSON, error: JSON, raw: JSON, rows: Sequence[Mapping[str, JSON]]) -> Outcome:
-    faults = _faults(body, error)
+def _invalid(status: int, error: JSON, raw: JSON, rows: Sequence[Mapping[str, JSON]]) -> Outcome:
+    faults = _faults(raw, error)
     named = [fault for fault in faults if fault["field"]]
     if any(fault["field"].partition(".")[0] in _NOT_THE_PAYLOADS for fault in named) or (status == 400 and not named):
         return Rejected(f"the provider answered {status}", raw=raw)
     hints = {row["name"]: row["hint"] or None for row in rows}
     told = [{**fault, "suggested_fix": fault["suggested_fix"] or hints.get(fault["field"])} for fault in faults]
-    return InvalidInput(storable(told), raw=raw)
+    return InvalidInput(told, raw=raw)
 
 
 def _faults(body: JSON, error: JSON) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ import pytest
 import pytest_asyncio
 from openai.types.shared.reasoning_effort import ReasoningEffort
 
+from service.commands.approvals import decide
+from service.domain.approval import Order
 from service.domain.call import (
     Answered,
     Description,
@@ -32,7 +34,7 @@ from service.domain.canonical import JSON, canonical, sha256_hex
 from service.domain.ids import uuid7
 from service.domain.policy import HitlConfig, ReviewThresholds
 from service.embedded import Servers
-from service.errors import Invalid
+from service.errors import Invalid, InvalidPayload
 from service.providers import openai_chat
 from service.providers.http import MAX_ANSWER_BYTES
 from service.providers.openai import NO_KEY, OpenAIProvider
@@ -44,6 +46,7 @@ from service.store import approvals, events
 from service.store.migrate import migrate
 from tests.acting import AUTO, begin, look, sql, story, within, worker
 from tests.conftest import (
+    DEV,
     WORKER,
     Stack,
     base_env,
@@ -700,6 +703,21 @@ async def test_the_form_asks_for_settings_but_not_for_what_may_not_be_given(
     names = {row["name"] for row in (await asked(chatting, run_id))[2]["form"]["fields"]}
     assert {"prompt", "temperature", "max_tokens", "stop"} <= names
     assert not names & {"tools", "functions", "stream", "model", "messages"}
+
+
+@pytest.mark.parametrize("edits", [{"tools": [{"type": "function"}]}, {"stream": False}, {"temperature": 3}])
+async def test_an_edit_that_the_schema_refuses_is_not_taken(
+    chatting: Runtime, server: ChatServer, edits: dict[str, Any]
+) -> None:
+    config = HitlConfig(policy="require_human", allowed_steps=["payload_review"])
+    run_id, _ = await goes(chatting, openai({"prompt": "x"}), config)
+    async with chatting.services.db.connection() as conn:
+        (found,) = await approvals.open_of_run(conn, run_id)
+
+    with pytest.raises(InvalidPayload) as caught:
+        await decide(chatting.services, found.id, Order("edit", edits=edits), DEV)
+
+    assert [one["pointer"].split("/")[-1] for one in caught.value.errors] == list(edits)
 
 
 @pytest.mark.parametrize(
