@@ -88,12 +88,13 @@ class RequestContext:
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"route": "unmatched", **ids}
         status = 500
+        begun = False
         started = time.monotonic()
 
         async def send_with_ids(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 own = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(h for h in _headers(ids) if h[0] not in own)]
             await send(message)
@@ -103,6 +104,8 @@ class RequestContext:
                 await self._app(scope, receive, send_with_ids)
             except Exception as error:
                 log.error("http.error", error=type(error).__name__, route=state["route"])
+                if begun:  # a stream that broke: only a closed connection tells that it is not whole
+                    raise
                 await problems.internal(request)(scope, receive, send_with_ids)
             took_ms = round((time.monotonic() - started) * 1000, 1)
             log.info("http.request", method=scope["method"], route=state["route"], status=status, duration_ms=took_ms)

@@ -33,8 +33,8 @@ from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.plan import Call, Pass, adoptable_until, looked_at
 from service.domain.run import Run, RunStatus, woken
-from service.errors import LeaseLost, Unavailable
-from service.holding import Held, abilities, awaiting, locked, log_steps
+from service.errors import LeaseLost
+from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken
 from service.leftovers import Leftovers
 from service.logs import get_logger
 from service.progress import Data, Progress
@@ -42,6 +42,7 @@ from service.providers.protocol import Request
 from service.store import calls, cancels, events, files, runs
 
 LOOK_TIMEOUT_S: Final = 30.0
+TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
 
 log = get_logger("orchestrator")
 
@@ -53,12 +54,13 @@ class Caller:
         self._services = services
         self._drop = drop
         self.leftovers = Leftovers(services)
+        self._telling = asyncio.Semaphore(TELLING)
 
     async def call(self, held: Held, passed: Sequence[Pass], action: Call) -> str | None:
         """One try. Returns what became of the run if its worker lets go of it now."""
         request = await self._intend(held, passed, action)
-        if request is None:
-            return "paused"
+        if not isinstance(request, Request):
+            return request
         progress = self._progress(held)
         request = replace(request, progress=progress.tell)
         writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
@@ -73,8 +75,8 @@ class Caller:
         try:
             await progress.stop(writer)
             return await self._settle(held, outcome, took_ms, progress, looking=False)
-        except (LeaseLost, Unavailable, asyncio.CancelledError):
-            self.leftovers.keep(request, outcome)
+        except BaseException:  # whatever it is: what was begun is not forgotten
+            self.leftovers.keep(held.provider, request, outcome)
             raise
 
     async def look(self, held: Held) -> str | None:
@@ -95,14 +97,18 @@ class Caller:
         self._log_call(held, outcome, took_ms)
         return await self._settle(held, outcome, took_ms, progress, looking=True)
 
-    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | None:
-        """Write that the call is about to be made; only then may it be made."""
+    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | str | None:
+        """Write that the call is about to be made; only then may it be made. Else what became of the run, or None
+        where the call is no longer the one that was to be made."""
         body = canonical(held.docs.payload)
         after = After.nothing()
         async with self._services.db.transaction() as conn:
+            await runs.lock_held(conn, held.run.id, held.token)
+            if await overtaken(conn, held):
+                return None
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
-                return None
+                return "paused"
             run, facts = begun
             now = self._services.db.now()
             schema = (held.docs.description or {}).get("schema")
@@ -142,7 +148,7 @@ class Caller:
         run_id, token = held.run.id, held.token
 
         async def write(data: Data) -> None:
-            async with self._services.db.transaction() as conn:
+            async with self._telling, self._services.db.transaction() as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 await runs.save(conn, run, [_progressed(run, data)], now=self._services.db.now())
             await self._services.notifier.notify(run_id)

@@ -137,6 +137,13 @@ class UnsupportedMediaType(HitlError):
     code, status, title = "unsupported_media_type", 415, "The body must be application/json"
 
 
+class FilesUnavailable(HitlError):
+    code, status, title = "file_store_unavailable", 503, "The file store is away, try again"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after_s=5)
+
+
 class Unavailable(HitlError):
     """Postgres is away; nothing of the request was kept."""
 

@@ -61,6 +61,19 @@ async def locked(services: Services, conn: Conn, held: Held, passed: Sequence[Pa
     return fresh, facts
 
 
+async def overtaken(conn: Conn, held: Held) -> bool:
+    """Whether a callback or a notice has changed the call since it was read; then it is read anew, and the plan is
+    to be made again. The run is locked already: nobody changes the call after this."""
+    current = await calls.lock(conn, held.run.id, held.run.call_no)
+    same = _standing(current) == _standing(held.call)
+    held.call = current
+    return not same
+
+
+def _standing(call: ProviderCall | None) -> tuple[object, ...] | None:
+    return None if call is None else (call.number, call.status, call.tries, call.provider_ref)
+
+
 async def put_down(services: Services, conn: Conn, run: Run) -> None:
     """Let go of a paused run. What goes on at its provider is looked at again, so that the answer is kept."""
     now = services.db.now()

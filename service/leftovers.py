@@ -18,6 +18,11 @@ KEEP_TRIES: Final = 10
 log = get_logger("orchestrator")
 
 
+def _leaves_something(provider: Provider) -> bool:
+    """Whether a try may begin what only its own answer names, and what a second try would begin again."""
+    return not provider.repeatable and (provider.poll_s is not None or provider.adopt_s > 0)
+
+
 class Leftovers:
     """The tasks of one process that outlive their run's job for a moment; each is owned here until it is done."""
 
@@ -28,7 +33,7 @@ class Leftovers:
     async def sent(self, provider: Provider, request: Request) -> Outcome:
         """What the provider answers. A try that may leave something behind that only its answer names is not cut
         off with its worker; any other is hung up on."""
-        if provider.repeatable or (provider.poll_s is None and not provider.adopt_s):
+        if not _leaves_something(provider):
             return await provider.call(request)
         sending = asyncio.get_running_loop().create_task(provider.call(request))
         try:
@@ -37,9 +42,9 @@ class Leftovers:
             self.add(request.run_id, self._heard_out(request, sending))
             raise
 
-    def keep(self, request: Request, outcome: Outcome) -> None:
+    def keep(self, provider: Provider, request: Request, outcome: Outcome) -> None:
         """Keep what a try has begun, though its worker may no longer write: as if the provider had told us of it."""
-        if (ref := reference(outcome)) is not None:
+        if _leaves_something(provider) and (ref := reference(outcome)) is not None:
             self.add(request.run_id, self._keep(request, ref))
 
     def add(self, run_id: UUID, work: Coroutine[Any, Any, None]) -> None:

@@ -40,7 +40,7 @@ from service.domain.plan import (
 from service.domain.policy import Checkpoint
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
-from service.holding import Held, abilities, awaiting, locked, log_steps, put_down
+from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, put_down
 from service.logs import get_logger
 from service.store import approvals, calls, runs
 from service.store.database import Conn
@@ -239,9 +239,12 @@ class HITLOrchestrator:
         await carry_out(self._services, after)
         return "failed" if tries >= MAX_TRIES else "retry_later"
 
-    async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str:
+    async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str | None:
         after = After.nothing()
         async with self._services.db.transaction() as conn:
+            await runs.lock_held(conn, held.run.id, held.token)
+            if await overtaken(conn, held):
+                return None
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
                 return "paused"
@@ -271,13 +274,15 @@ class HITLOrchestrator:
             await self._services.queue.arm_reminder(question.id, question.remind_at)
         return "awaiting_human"
 
-    async def _suspend(self, held: Held, action: Suspend) -> str:
+    async def _suspend(self, held: Held, action: Suspend) -> str | None:
         after = After.nothing()
         async with self._services.db.transaction() as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             if run.status is RunStatus.PAUSED:
                 await put_down(self._services, conn, run)
                 return "paused"
+            if await overtaken(conn, held):
+                return None
             now = self._services.db.now()
             await runs.save(conn, awaiting(self._services, run, action.until, after, now=now), [], now=now)
         await carry_out(self._services, after)

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-import orjson
-
-from service.domain.canonical import JSON
+from service.domain.canonical import JSON, NotCanonical, canonical
 from service.errors import LeaseLost, Unavailable
 from service.logs import get_logger
 
@@ -42,8 +40,10 @@ class Progress:
 
     @property
     def untold(self) -> Data | None:
-        """The last state, if it is not written yet."""
-        return None if self._latest == self._written else self._latest
+        """The last state, if it is not written yet and can be."""
+        if self._latest is None or self._latest == self._written or _size(self._latest) is None:
+            return None
+        return self._latest
 
     async def run(self) -> None:
         """Write until `stop`, at most one state in `EVERY_S`."""
@@ -69,8 +69,8 @@ class Progress:
         data = self._latest
         if data is None or self._stopped.is_set():
             return
-        size = len(orjson.dumps(data))
-        if size < self._size * GROWN:
+        size = _size(data)
+        if size is None or size < self._size * GROWN:
             return
         try:
             await self._write(data)
@@ -84,3 +84,11 @@ class Progress:
                 await self._stopped.wait()
         except TimeoutError:
             return
+
+
+def _size(data: Data) -> int | None:
+    """Its length as JSON; None for what an event cannot carry: half of a character that a stream was cut in."""
+    try:
+        return len(canonical(dict(data)))
+    except NotCanonical:
+        return None

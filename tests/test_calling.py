@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,6 +11,7 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
+from service.calling import Caller
 from service.commands.approvals import decide
 from service.commands.callbacks import take_notice
 from service.commands.cancels import cancel_due
@@ -30,12 +33,15 @@ from service.domain.call import (
 )
 from service.domain.event import Event
 from service.domain.ids import job_id
-from service.domain.policy import HitlConfig
+from service.domain.plan import Ask, Call, Suspend
+from service.domain.policy import Checkpoint, HitlConfig
+from service.holding import Held
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
 from service.providers.protocol import Request
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime
-from service.store import approvals, calls, events
+from service.store import approvals, calls, events, runs
+from service.worker import Process, cancel_calls
 from tests.acting import AUTO, begin, look, sql, story, within, worker
 from tests.conftest import DEV, eventually
 from tests.scripting import TOOL, Gate, Scripted, serving
@@ -293,6 +299,21 @@ async def test_a_notice_after_the_look_that_found_the_answer_changes_nothing(emp
     await take_notice(services, run_id, 1, "p1")
     assert await look(empty, run_id) == before
     assert await cancel_due(services) == 0
+
+
+async def test_a_notice_that_comes_during_a_look_brings_the_next_one_soon(empty: Runtime) -> None:
+    gate = Gate(Accepted("p1"))
+    services, hand, run_id = await going(empty, Scripted(looks=[gate]))
+    await sql(empty, "update provider_calls set looks = 50")
+    await make_due(empty, run_id)
+    task = asyncio.create_task(hand.advance(run_id))
+    await within(gate.arrived)
+    await take_notice(services, run_id, 1, "p1")
+    gate.opened.set()
+    assert await task == "awaiting_provider"
+    run = await look(empty, run_id)
+    assert run.due_at is not None
+    assert (run.due_at - run.updated_at).total_seconds() < 2
 
 
 async def test_many_notices_at_once_are_one_look(empty: Runtime) -> None:
@@ -746,6 +767,19 @@ async def test_a_slow_database_does_not_hold_up_the_stream(empty: Runtime) -> No
     assert (await told(empty, run_id, "provider.progress"))[-1].data == {"text": "word " * 100}
 
 
+async def test_progress_that_an_event_cannot_carry_is_left_out(empty: Runtime) -> None:
+    async def stream(request: Request) -> Any:
+        for text in ("whole", "half of a \ud83d"):
+            request.progress({"text": text})
+            await asyncio.sleep(0)
+        return Answered("all", None)
+
+    services = serving(empty, Scripted(creates=[stream]))
+    run_id = await begin(empty, TOOL, services=services)
+    assert await worker(empty, services=services).advance(run_id) == "completed"
+    assert {e.data["text"] for e in await told(empty, run_id, "provider.progress")} <= {"whole"}
+
+
 async def test_looks_tell_what_is_new_only(empty: Runtime) -> None:
     def says(share: int, outcome: Any) -> Callable[[Request], Any]:
         async def peek(request: Request) -> Any:
@@ -781,3 +815,82 @@ async def test_twenty_workers_and_notices_at_once_make_one_call_and_one_answer(e
     await eventually(done)
     assert len(provider.requests) == 1
     assert (await story(empty, run_id)).count("provider.completed") == 1
+
+
+async def test_a_repeatable_call_whose_worker_was_refused_is_repeated_and_not_adopted(empty: Runtime) -> None:
+    gate = Gate(Answered(1, 1, provider_ref="e1"))
+    provider = Scripted(creates=[gate])
+    provider.repeatable, provider.poll_s, provider.adopt_s = True, None, 0
+    services, hand, run_id, task, _ = await creating(empty, provider)
+    await sql(empty, "update runs set lease_until = now() - interval '1 s' where id = $1", run_id)
+    await sweep(services)
+    gate.opened.set()
+    assert await task == "lease_lost"
+    await hand.close()
+    assert (await call_of(empty, run_id)).status == "intent"
+    assert await worker(empty, "w2", services=services).advance(run_id) == "completed"
+    assert provider.cancelled == []
+
+
+async def test_what_a_fault_of_ours_kept_from_being_written_is_not_forgotten(empty: Runtime) -> None:
+    """The answer cannot be stored; the run fails, and whoever resumes it looks at the same prediction."""
+    provider = Scripted(creates=[Answered({"half": "\ud83d"}, None, provider_ref="p1")], looks=[DONE])
+    services = serving(empty, provider)
+    run_id = await begin(empty, TOOL, services=services)
+    hand = worker(empty, services=services)
+    assert await hand.advance(run_id) == "internal_error"
+    await hand.close()
+    await resume_run(services, run_id, DEV)
+    assert await hand.advance(run_id) == "completed"
+    assert (len(provider.requests), provider.looked) == (1, ["p1"])
+
+
+async def test_the_workers_job_ends_what_is_to_be_ended(empty: Runtime) -> None:
+    provider = Scripted()
+    services, hand, run_id = await going(empty, provider)
+    await cancel_run(services, run_id, DEV, reason=None)
+    idle = asyncio.create_task(asyncio.sleep(0))
+    process = Process(replace(empty, services=services), hand, "w1", AsyncExitStack(), idle)
+    await cancel_calls({"process": process, "job_id": f"cancel:{run_id}"}, str(run_id))
+    assert provider.cancelled == ["p1"]
+    await idle
+
+
+# ---- overtaken between the plan and its first write
+
+
+async def stale(runtime: Runtime, services: Services, run_id: UUID) -> Held:
+    """The run as a worker has read it, before what comes next."""
+    async with runtime.services.db.transaction() as conn:
+        run = await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
+        assert run is not None
+        docs = await runs.documents(conn, run_id)
+        call = await calls.get(conn, run_id, 1)
+    return Held(run, docs, call, services.registry.by_tool(run.tool), run.fencing_token)
+
+
+async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(empty: Runtime) -> None:
+    provider = Scripted(creates=[Unreachable("500")], looks=[DONE])
+    services = serving(empty, provider)
+    run_id = await begin(empty, TOOL, services=services)
+    hand = worker(empty, services=services)
+    assert await hand.advance(run_id) == "retry_later"
+    await make_due(empty, run_id)
+    held = await stale(empty, services, run_id)
+    await take_notice(services, run_id, 1, "p1")
+    assert held.call is not None
+    assert await Caller(services, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert (held.call.status, held.call.provider_ref, len(provider.requests)) == ("accepted", "p1", 1)
+
+
+@pytest.mark.parametrize("action", [Suspend(None), Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])])
+async def test_a_call_that_is_adopted_before_the_run_is_put_down_is_looked_at(empty: Runtime, action: Any) -> None:
+    provider = Scripted(creates=[OutcomeUnknown("?")], looks=[DONE])
+    services, hand, run_id = await going(empty, provider)
+    await make_due(empty, run_id)
+    held = await stale(empty, services, run_id)
+    await take_notice(services, run_id, 1, "p1")
+    put_down = hand._suspend(held, action) if isinstance(action, Suspend) else hand._ask(held, [], action)
+    assert await put_down is None
+    assert await hand._step(held) is None
+    assert (held.call is not None and held.call.status, provider.looked) == ("answered", ["p1"])

@@ -2,14 +2,18 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from obstore.store import MemoryStore
 
 from service.filestore import PIECE, BucketStore, FileStore, FolderStore, Missing, StoreFailed, open_store
+
+NOW = "Tue, 24 Nov 2026 12:00:00 GMT"
 
 
 class Broke(Exception):
@@ -92,6 +96,83 @@ def test_an_address_chooses_the_store(tmp_path: Path) -> None:
     assert isinstance(open_store(str(tmp_path)), FolderStore)
     bucket = open_store("s3://outputs/a/b", endpoint="http://127.0.0.1:9")
     assert isinstance(bucket, BucketStore)
+
+
+class Bucket:
+    """As much of S3's HTTP as a client needs to put, read in part and delete: objects by path."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.signed = True
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = head[0].split(" ")
+        headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.signed &= headers.get("authorization", "").startswith("AWS4-HMAC-SHA256 Credential=the-key/")
+        url = urlsplit(target)
+        status, more, answer = self.answer(method, url.path, parse_qs(url.query, True), headers.get("range"), body)
+        length = more.pop("content-length", str(len(answer)))
+        fields = {"content-length": length, "connection": "close", "last-modified": NOW, "etag": '"e"', **more}
+        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        writer.write("\r\n".join(lines).encode() + answer)
+        await writer.drain()
+        writer.close()
+
+    def answer(
+        self, method: str, path: str, query: dict[str, list[str]], asked: str | None, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        match method:
+            case "POST" if "uploads" in query:
+                return 200, {}, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            case "POST" if "delete" in query:
+                keys = re.findall(rb"<Key>([^<]+)</Key>", body)
+                for key in keys:
+                    self.objects.pop(f"{path}/{key.decode()}", None)
+                gone = b"".join(b"<Deleted><Key>" + key + b"</Key></Deleted>" for key in keys)
+                return 200, {}, b"<DeleteResult>" + gone + b"</DeleteResult>"
+            case "POST":
+                parts = sorted(n for where, n in self.parts if where == path)
+                self.objects[path] = b"".join(self.parts.pop((path, n)) for n in parts)
+                return 200, {}, b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
+            case "PUT" if "partNumber" in query:
+                self.parts[path, int(query["partNumber"][0])] = body
+                return 200, {}, b""
+            case "PUT":
+                self.objects[path] = body
+                return 200, {}, b""
+            case _ if path not in self.objects:
+                return 404, {}, b""
+            case "HEAD":
+                return 200, {"content-length": str(len(self.objects[path]))}, b""
+            case _:
+                assert asked is not None
+                start, end = (int(at) for at in asked.removeprefix("bytes=").split("-"))
+                whole = self.objects[path]
+                told = f"bytes {start}-{min(end, len(whole) - 1)}/{len(whole)}"
+                return 206, {"content-range": told}, whole[start : end + 1]
+
+
+async def test_a_bucket_behind_an_endpoint_is_spoken_to_as_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = {"AWS_ACCESS_KEY_ID": "the-key", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket()
+    server = await asyncio.start_server(bucket.serve, "127.0.0.1", 0)
+    store = open_store("s3://outputs/a/b", endpoint=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    data = os.urandom(6 * PIECE)
+    await store.put("ab/large", pieces(*(data[n : n + PIECE] for n in range(0, len(data), PIECE))))
+    await store.put("ab/small", pieces(b"small"))
+    assert set(bucket.objects) == {"/outputs/a/b/ab/large", "/outputs/a/b/ab/small"}
+    assert await content(store, "ab/large", 0, len(data)) == data
+    assert await content(store, "ab/small", 1, 3) == b"ma"
+    await store.remove("ab/small")
+    with pytest.raises(Missing):
+        await store.open("ab/small", 0, 1)
+    assert bucket.signed
+    server.close()
 
 
 async def test_a_bucket_that_is_away_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

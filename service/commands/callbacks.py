@@ -79,7 +79,8 @@ async def take_notice(services: Services, run_id: UUID, number: int, provider_re
 
 
 def _adopted(call: ProviderCall, provider_ref: str) -> ProviderCall:
-    return replace(call, status=CallStatus.ACCEPTED, provider_ref=provider_ref, finished_at=None, problem=None)
+    """Looks begin anew: one that is under way may have seen what was before the notice, and the next comes soon."""
+    return replace(call, status=CallStatus.ACCEPTED, provider_ref=provider_ref, finished_at=None, problem=None, looks=0)
 
 
 async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, after: After) -> None:

@@ -19,7 +19,7 @@ from service.domain.call import Accepted, Answered, Outcome, ProviderCall, Provi
 from service.domain.file import StoredFile, location_of, media_type_of, name_of, with_files
 from service.domain.ids import uuid7
 from service.domain.run import Run
-from service.errors import NotFound
+from service.errors import FilesUnavailable, NotFound
 from service.filestore import PIECE, Missing, StoreFailed
 from service.logs import get_logger
 from service.providers.guard import BlockedAddress
@@ -93,11 +93,13 @@ async def find_file(services: Services, tenant: str, file_id: UUID) -> StoredFil
 
 
 async def read_file(services: Services, file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
-    """Its bytes from `start` to before `end`. Raises `NotFound` where the store has it no more."""
+    """Its bytes from `start` to before `end`. Raises `NotFound` where the store has it no more, `FilesUnavailable`."""
     try:
         return await services.files.open(file.location, start, end)
     except Missing:
         raise NotFound("no such file") from None
+    except StoreFailed:
+        raise FilesUnavailable from None
 
 
 async def _copy_all(services: Services, run: Run, answer: Answered) -> Copies:
