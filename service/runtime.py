@@ -14,6 +14,7 @@ from service.notifier import Notifier
 from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
+from service.providers.openai import OpenAIProvider
 from service.providers.registry import Registry
 from service.providers.replicate import ReplicateProvider
 from service.providers.replicate_api import ReplicateApi
@@ -37,6 +38,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     own = queue.connect(settings.redis_url) if redis is None else redis
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")
     client = guarded_client(settings.http_allow)
+    chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
     try:
         files = open_store(settings.files, endpoint=settings.hitl_files_endpoint)
     except ImportError:
@@ -49,7 +51,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
-        registry=Registry([HttpProvider(client), EchoProvider(), replicate]),
+        registry=Registry([HttpProvider(client), EchoProvider(), replicate, chat]),
         keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
@@ -61,6 +63,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         yield Runtime(settings, services, own)
     finally:
         await replicate.aclose()
+        await chat.aclose()
         await client.aclose()
         if redis is None:
             await own.aclose(close_connection_pool=True)

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
-_SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET"}
+_SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET", "OPENAI_API_KEY"}
 
 
 class SettingsError(Exception):
@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     hitl_files_endpoint: str | None = None
     hitl_file_max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 1024 * 1024
     hitl_pg_pooler: Literal["transaction"] | None = None
+    openai_api_key: str | None = Field(default=None, repr=False)
+    openai_base_url: str = "https://api.openai.com/v1"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
 
@@ -91,10 +93,11 @@ class Settings(BaseSettings):
             raise ValueError("a URL that begins with redis:// or rediss://")
         return value
 
-    @field_validator("replicate_base_url")
+    @field_validator("replicate_base_url", "openai_base_url")
     @classmethod
     def _http(cls, value: str) -> str:
-        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # or it raises
             raise ValueError("a URL that begins with https:// or http://")
         return value
 
@@ -108,6 +111,13 @@ class Settings(BaseSettings):
     def _standard(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(_is_webhook_secret(secret) for secret in value):
             raise ValueError("whsec_ and base64; several separated by blanks")
+        return value
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _header(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable() and " " not in value):
+            raise ValueError("printable ASCII without blanks, as a header carries it")
         return value
 
     @property

@@ -30,6 +30,7 @@ from service.settings import Settings
 from service.store.migrate import migrate
 
 DEADLINE_S = 20.0
+OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_")
 
 
 def free_port() -> int:
@@ -52,7 +53,7 @@ class Stack:
 
 def base_env(servers: Servers, **more: str) -> dict[str, str]:
     """The environment of a process of the service; what the developer has set does not leak in."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HITL_", "DATABASE_", "REDIS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return {
         **kept,
         "DATABASE_URL": servers.database_url,

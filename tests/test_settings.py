@@ -28,6 +28,9 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         ("REPLICATE_BASE_URL", "api.replicate.com", "https://"),
         ("REPLICATE_API_TOKEN", "two words", "pattern"),
         ("REPLICATE_WEBHOOK_SECRET", "whsec_YQ== odd", "whsec_"),
+        ("OPENAI_BASE_URL", "api.example.com/v1", "https://"),
+        ("OPENAI_BASE_URL", "http://here:99999/v1", "0-65535"),
+        ("OPENAI_API_KEY", "two words", "ASCII"),
     ],
 )
 def test_a_bad_value_is_one_line_with_name_value_and_what_is_allowed(
@@ -61,6 +64,17 @@ def test_several_webhook_secrets_may_be_given_and_a_bad_one_is_not_repeated(monk
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "my!secret" not in str(caught.value)
+
+
+def test_a_key_is_neither_repeated_nor_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-good")
+    assert "sk-good" not in repr(load_settings())
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-bad key")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    assert "sk-bad" not in str(caught.value)
 
 
 def test_auth_off_is_refused_unless_the_listener_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
