@@ -5,7 +5,8 @@ from typing import Final
 
 from service.domain import schema as schemas
 from service.domain.canonical import JSON
-from service.domain.payload import Field, category, fields_of, missing
+from service.domain.fields import Field, fields_of
+from service.domain.payload import missing
 
 _QUESTIONS: Final[Mapping[str, str]] = {
     "image": "Which image should be used?",
@@ -68,7 +69,7 @@ def _row(field: Field, payload: Mapping[str, JSON], origins: Mapping[str, str]) 
         "name": field.name,
         "label": _label(field),
         "type": _type(field),
-        "category": category(field),
+        "category": field.category,
         "required": field.required,
         "current_value": payload.get(field.name),
         "default": field.facets.get("default"),
@@ -128,7 +129,7 @@ def _issue(name: str, issue: str, field: Field | None, *, nested: bool = False) 
         "issue": issue,
         "severity": "error",
         "suggested_fix": " ".join(allowed) or (f"Give {name} a value." if issue == "is required" else _fix(issue)),
-        "auto_fixable": default is not None and category(field) == "setting" if field else False,
+        "auto_fixable": default is not None and field.category == "setting" if field else False,
     }
 
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.attachments import Attachment, from_prompt, kind
+from service.domain.fields import json_type
 from service.domain.payload import (
     Material,
     build,
     changes,
     effective_schema,
-    json_type,
     missing,
     prompt_field,
 )
@@ -576,10 +576,10 @@ def test_each_field_says_where_it_came_from() -> None:
 
     assert built.origins == {
         "prompt": "prompt",
-        "aspect_ratio": "default",
+        "aspect_ratio": "schema_default",
         "num_outputs": "example",
         "seed": "conversation",
-        "go_fast": "default",
+        "go_fast": "schema_default",
         "image_prompt": "attachment",
     }
 
