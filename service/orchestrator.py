@@ -22,7 +22,7 @@ from service.domain.call import CallStatus, Description, Outcome, ProviderCall, 
 from service.domain.canonical import canonical, payload_sha256, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.plan import Action, Ask, Build, Call, Documents, Fail, Finish, Pass, Suspend, next_action
-from service.domain.question import material, opened, schema_of
+from service.domain.question import opened, prepared, schema_of
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
 from service.logs import get_logger
@@ -155,19 +155,9 @@ class HITLOrchestrator:
         """Make the payload in memory; it is written with the first thing that comes of it."""
         about = await held.provider.describe(held.docs.tool_config)
         assert isinstance(about, Description)  # the two local providers know their tools
-        built = payload.build(material(held.docs.run_input), schema=about.schema, example=about.example)
-        schema = payload.effective_schema(about.schema, about.example)
-        description = {
-            "schema": schema,
-            "baseline": built.baseline,
-            "origins": built.origins,
-            "confidence": built.confidence if about.confidence is None else about.confidence,
-            "flag_words": dict(about.flag_words or {}),
-        }
-        held.docs = replace(held.docs, description=description, payload=built.payload)
-        held.run = replace(
-            held.run, payload_sha256=payload_sha256(built.payload), estimated_usd=about.estimated_cost_usd
-        )
+        description, built = prepared(held.docs.run_input, about)
+        held.docs = replace(held.docs, description=description, payload=built)
+        held.run = replace(held.run, payload_sha256=payload_sha256(built), estimated_usd=about.estimated_cost_usd)
         held.built = True
 
     async def _locked(self, conn: Conn, held: Held, passed: Sequence[Pass]) -> tuple[Run, list[Fact]] | None:

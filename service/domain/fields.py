@@ -166,6 +166,29 @@ def fields_of(root: JSON | None, example: Mapping[str, JSON] | None, node: JSON 
     }
 
 
+def effective_schema(schema: JSON | None, example: Mapping[str, JSON] | None) -> dict[str, JSON]:
+    """What a payload is validated against: the schema given, else one derived from the example.
+
+    A derived one gives each field the JSON type of its sample (null: any), requires the prompt
+    (`minLength` 1) and allows fields that it does not name.
+    """
+    if schema is not None:
+        return dict(schema)
+    path = prompt_path(None, example)
+    parts = {name: _derived(sample) for name, sample in (example or {}).items()}
+    prompt = {"type": "string", "minLength": 1}
+    if json_type((example or {}).get(path[0])) == "array":
+        prompt = {"type": "array", "minItems": 1}
+    for name in reversed(path[1:]):
+        prompt = {"type": "object", "properties": {name: prompt}, "required": [name]}
+    return {
+        "type": "object",
+        "properties": {path[0]: prompt, **{name: part for name, part in parts.items() if name != path[0]}},
+        "required": [path[0]],
+        "additionalProperties": True,
+    }
+
+
 def inner_fields(root: JSON | None, outer: Field) -> dict[str, Field]:
     """The fields inside an object."""
     sample = outer.sample if isinstance(outer.sample, Mapping) else None
@@ -251,6 +274,11 @@ def _uncounted(name: str) -> list[str]:
 
 def _carries(pair: list[str]) -> bool:
     return pair[0] in _NOUNS or pair[0] in _SUFFIXES or pair[1] == "input"
+
+
+def _derived(sample: JSON) -> dict[str, JSON]:
+    named = json_type(sample)
+    return {} if named is None else {"type": named}
 
 
 def _several(value: JSON) -> Iterable[JSON]:

@@ -14,10 +14,10 @@ from service.domain.fields import (
     MEDIA,
     PROMPTS,
     Field,
+    effective_schema,
     fields_of,
     inner_fields,
     is_negative,
-    json_type,
     kind_by_name,
     prompt_alias,
     prompt_path,
@@ -106,29 +106,6 @@ def missing(payload: Mapping[str, JSON], schema: JSON | None) -> tuple[str, ...]
         for name in schemas.required(schema, schema)
         if not is_negative(name) and _empty(payload.get(name), schema, parts.get(name))
     )
-
-
-def effective_schema(schema: JSON | None, example: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    """What a payload is validated against: the schema given, else one derived from the example.
-
-    A derived one gives each field the JSON type of its sample (null: any), requires the prompt
-    (`minLength` 1) and allows fields that it does not name.
-    """
-    if schema is not None:
-        return dict(schema)
-    path = prompt_path(None, example)
-    parts = {name: _derived(sample) for name, sample in (example or {}).items()}
-    prompt = {"type": "string", "minLength": 1}
-    if json_type((example or {}).get(path[0])) == "array":
-        prompt = {"type": "array", "minItems": 1}
-    for name in reversed(path[1:]):
-        prompt = {"type": "object", "properties": {name: prompt}, "required": [name]}
-    return {
-        "type": "object",
-        "properties": {path[0]: prompt, **{name: part for name, part in parts.items() if name != path[0]}},
-        "required": [path[0]],
-        "additionalProperties": True,
-    }
 
 
 def changes(baseline: Mapping[str, JSON], payload: Mapping[str, JSON]) -> int:
@@ -307,8 +284,3 @@ def _confidence(payload: Mapping[str, JSON], guessed: set[str], schema: JSON) ->
     scores = [0.0 if name in absent else 0.5 if name in guessed else 1.0 for name in wanted]
     mean = sum(scores) / len(scores) if scores else 1.0
     return round(mean * (0.5 if schemas.violations(schema, payload) else 1.0), 4)
-
-
-def _derived(sample: JSON) -> dict[str, JSON]:
-    named = json_type(sample)
-    return {} if named is None else {"type": named}

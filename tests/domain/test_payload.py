@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.attachments import Attachment, from_prompt, kind
-from service.domain.fields import json_type
+from service.domain.fields import effective_schema, json_type
 from service.domain.payload import (
     Material,
     build,
     changes,
-    effective_schema,
     missing,
     prompt_field,
 )
