@@ -98,7 +98,10 @@ def _typed(text: str, candidate: Field) -> JSON:
             return int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else None
         case "number":
             plain = re.fullmatch(r"[+-]?[0-9]{0,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?", text)
-            return float(text) if plain and any(map(str.isdigit, text)) and text[0] not in "eE" else None
+            if not plain or not any(map(str.isdigit, text)) or text[0] in "eE":
+                return None
+            whole = re.fullmatch(r"[+-]?[0-9]+", text) and not isinstance(candidate.sample, float)
+            return int(text) if whole else float(text)
         case "boolean":
             return _BOOLEANS.get(text.lower())
         case "array":

@@ -26,6 +26,12 @@ class ToolConfig(BaseModel):
     example_input: dict[str, Any] | None = None
 
 
+def config_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool's config out of its catalogue entry: a `data` that is not empty wins over what stands beside it."""
+    nested = entry.get("data")
+    return nested if isinstance(nested, Mapping) and nested else entry
+
+
 def checked(model: type[T], config: Mapping[str, Any], *, tool: str) -> T:
     """The config as its model. Raises `Invalid` with pointers into the request."""
     try:

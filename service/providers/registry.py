@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import Invalid, NoProvider
+from service.providers.config import config_of
 from service.providers.protocol import Provider
 
 
@@ -36,9 +37,7 @@ class Registry:
         entry = agent_tool_config[known[0]]
         if not isinstance(entry, Mapping):
             raise Invalid("the tool's config is not valid", errors=[_at(f"/{known[0]}", "must be an object")])
-        nested = entry.get("data")
-        config = nested if isinstance(nested, Mapping) and nested else entry
-        return provider, provider.check(config)
+        return provider, provider.check(config_of(entry))
 
 
 def _at(pointer: str, message: str) -> dict[str, str]:
