@@ -24,7 +24,8 @@ NOBODY = "00000000-0000-7000-8000-000000000000"
 COMMANDS = [
     "", "up", "demo", "migrate", "web", "worker", "openapi", "doctor", "queue", "keys", "keys create", "keys list",
     "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "runs requeue",
-    "approvals", "approvals list", "approvals show", "approvals decide",
+    "approvals", "approvals list", "approvals show", "approvals decide", "payload", "payload explain", "policy",
+    "policy try",
 ]  # fmt: skip
 
 
