@@ -12,8 +12,9 @@ import pytest
 
 from service.commands.approvals import decide
 from service.commands.runs import StartRun, cancel_run, start_run
-from service.commands.timers import release_lines
+from service.commands.timers import end_overdue, release_lines
 from service.domain.approval import Order
+from service.domain.policy import HitlConfig
 from service.domain.run import RunStatus
 from service.errors import HitlError
 from service.runtime import Runtime
@@ -153,6 +154,19 @@ async def test_a_line_whose_turn_was_missed_is_replaced_too(empty: Runtime) -> N
 
     for run_id in (second, third):
         assert (await look(empty, run_id)).status is RunStatus.CANCELLED
+
+
+async def test_a_whole_line_whose_time_is_out_ends_in_one_sweep(empty: Runtime) -> None:
+    session = uuid4().hex
+    config = HitlConfig(policy="require_human", run_timeout_seconds=60)
+    line = [await begin(empty, echo(), config, session_id=session, on_active_run="queue") for _ in range(3)]
+    await sql(empty, "update runs set deadline_at = now() - interval '1 s'")
+
+    assert await end_overdue(empty.services) == 3
+
+    for run_id in line:
+        run = await look(empty, run_id)
+        assert (run.status, (run.error or {})["code"]) == (RunStatus.FAILED, "run_timeout")
 
 
 # -- against a decision --------------------------------------------------------------------------------
