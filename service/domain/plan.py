@@ -84,7 +84,7 @@ def next_action(run: Run, docs: Documents, call: ProviderCall | None, *, repeata
     `repeatable` says whether the provider honours its idempotency key."""
     match run.step:
         case Step.INFORMATION_REVIEW:
-            return Build() if docs.payload is None else _information(run, docs)
+            return Build() if docs.payload is None else information(run, docs)
         case Step.PAYLOAD_REVIEW:
             return _review(run, Checkpoint.PAYLOAD_REVIEW, _payload(run, docs))
         case Step.API_CALL:
@@ -102,7 +102,8 @@ def _review(run: Run, checkpoint: Checkpoint, reasons: Sequence[str]) -> Action:
     return Ask(checkpoint, fresh) if fresh else Pass(Step(checkpoint.value))
 
 
-def _information(run: Run, docs: Documents) -> Action:
+def information(run: Run, docs: Documents) -> Action:
+    """Ask for what is missing or unsure, as often as configured."""
     about = docs.description or {}
     missing = payload.missing(docs.payload, about.get("schema"))
     if missing and about.get("rounds", 0) >= docs.config.max_information_rounds:

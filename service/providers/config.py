@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service.domain import schema as schemas
+from service.domain.patch import pointer
 from service.errors import Invalid
 
 
@@ -41,6 +42,7 @@ def checked(model: type[T], config: Mapping[str, Any], *, tool: str) -> T:
         raise Invalid(
             "the tool's config is not valid",
             errors=[
-                {"pointer": at + "".join(f"/{part}" for part in e["loc"]), "message": e["msg"]} for e in error.errors()
+                {"pointer": at + pointer(e["loc"]), "message": e["msg"].removeprefix("Value error, ")}
+                for e in error.errors(include_url=False, include_input=False, include_context=False)
             ],
         ) from None

@@ -98,7 +98,7 @@ def _failure(failure: EchoFailure, prompt: str) -> Outcome:
                 "auto_fixable": False,
             }
             return InvalidInput([issue], raw={"message": failure.message})
-        case 429 | 500 | 501 | 502 | 503 | 504:
+        case status if status == 429 or status >= 500:
             return Unreachable(message)
         case 408:
             return OutcomeUnknown("no answer in time")

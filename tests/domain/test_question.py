@@ -11,7 +11,7 @@ from service.domain import silence
 from service.domain.approval import Order, judge
 from service.domain.call import CallStatus, Description
 from service.domain.patch import diff
-from service.domain.plan import Ask, Documents, Fail, next_action
+from service.domain.plan import Ask, Documents, Fail, information
 from service.domain.policy import Checkpoint, EscalateTo, HitlConfig
 from service.domain.question import counted, opened, prepared, redrawn, revised
 from tests.domain.make import NOW, a_call, a_run, an_approval, documents, who
@@ -161,7 +161,7 @@ def test_what_raised_a_flag_is_named_with_its_field_and_not_with_its_content() -
 
 
 def _rounds(docs: Documents) -> Any:
-    return next_action(a_run(), docs, None, repeatable=True, now=NOW)
+    return information(a_run(), docs)
 
 
 def test_what_is_still_missing_is_asked_again_at_most_as_often_as_configured() -> None:
