@@ -18,6 +18,7 @@ from service.domain.fields import (
     fields_of,
     inner_fields,
     is_negative,
+    is_url,
     kind_by_name,
     prompt_alias,
     prompt_path,
@@ -244,7 +245,7 @@ def _emptied(root: JSON | None, candidate: Field) -> JSON:
     """What the sample leaves behind: null for content, `[]` for an array, objects field by field."""
     if candidate.negative and candidate.type in ("string", None):
         return ""
-    if candidate.kind is not None:
+    if candidate.kind is not None or _misplaced(candidate):
         return None
     if isinstance(candidate.sample, list | tuple):
         return [] if candidate.required or not candidate.facets.get("minItems") else None
@@ -254,6 +255,13 @@ def _emptied(root: JSON | None, candidate: Field) -> JSON:
     kept = {name: _emptied(root, one) for name, one in inner.items() if one.sampled}
     rest = {name: value for name, value in kept.items() if value is not None or _keeps_null(inner[name])}
     return None if not rest and kind_by_name(candidate.name) else rest
+
+
+def _misplaced(candidate: Field) -> bool:
+    """A sample of content where the schema has something else: a text for a number, a value that no enum has."""
+    content = isinstance(candidate.sample, str) and (kind_by_name(candidate.name) or is_url(candidate.sample))
+    allowed = candidate.facets.get("enum", [candidate.facets.get("const")])
+    return bool(content) and candidate.kind is None and candidate.sample not in allowed
 
 
 def _keeps_null(candidate: Field) -> bool:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from service.domain.attachments import Attachment, from_prompt, kind
 from service.domain.fields import effective_schema, json_type
+from service.domain.form import issues
 from service.domain.payload import (
     Material,
     build,
@@ -564,6 +565,44 @@ def test_building_is_repeatable_and_confidence_stays_in_its_range(material: Mate
 
     assert built == build(material, schema=None, example=example)
     assert 0.0 <= built.confidence <= 1.0
+
+
+ANY_TYPE = st.sampled_from(
+    [
+        TEXT,
+        URI,
+        {},
+        {"type": "integer", "maximum": 9},
+        {"type": "boolean", "default": True},
+        {"type": ["string", "null"], "minLength": 3},
+        {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        {"type": "array", "items": URI, "minItems": 2},
+        {"type": "array", "items": TEXT},
+        {"enum": ["bold", 4]},
+        {"type": "object", "properties": {"prompt": TEXT, "image": URI, "n": {"type": "integer"}}, "required": ["n"]},
+        {"type": "object", "additionalProperties": False},
+    ]
+)
+schema_parts = st.dictionaries(st.sampled_from((*CONTENT, *SETTINGS, "options", "config")), ANY_TYPE, max_size=8)
+any_schema = st.builds(
+    lambda parts, required, closed: {**_object(sorted(required), **parts), "additionalProperties": not closed},
+    schema_parts,
+    st.sets(st.sampled_from(CONTENT), max_size=3),
+    st.booleans(),
+)
+
+
+@given(materials, examples, any_schema)
+def test_under_any_schema_no_sample_leaks_and_every_fault_is_told(
+    material: Material, example: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    built = build(material, schema=schema, example=example)
+
+    told = {issue["field"].partition(".")[0] for issue in issues(built.payload, schema)}
+    faulty = {fault.pointer.split("/")[1] for fault in violations(schema, built.payload)}
+    assert SECRET not in json.dumps(built.payload)
+    assert faulty | set(built.missing) <= told
+    assert built == build(material, schema=schema, example=example)
 
 
 # -- origins, confidence, changes ----------------------------------------------------------------------
