@@ -245,10 +245,12 @@ def _emptied(root: JSON | None, candidate: Field) -> JSON:
     """What the sample leaves behind: null for content, `[]` for an array, objects field by field."""
     if candidate.negative and candidate.type in ("string", None):
         return ""
+    if isinstance(candidate.sample, list | tuple) and candidate.type == "array":
+        return [] if candidate.required or not candidate.facets.get("minItems") else None
     if candidate.kind is not None or _misplaced(candidate):
         return None
     if isinstance(candidate.sample, list | tuple):
-        return [] if candidate.required or not candidate.facets.get("minItems") else None
+        return None
     if not isinstance(candidate.sample, Mapping):
         return candidate.sample
     inner = inner_fields(root, candidate)

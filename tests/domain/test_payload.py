@@ -304,7 +304,7 @@ CONFIGS: dict[str, tuple[Any, Any, Material, dict[str, Any], tuple[str, ...]]] =
         {"prompt": "x", "tags": ["a"], "loras": ["https://s.example/l.safetensors"], "sizes": [1, 2]},
         None,
         Material(FOX),
-        {"prompt": FOX, "tags": [], "sizes": []},
+        {"prompt": FOX, "tags": [], "loras": [], "sizes": []},
         (),
     ),
     "nested settings": (

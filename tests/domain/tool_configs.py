@@ -129,7 +129,8 @@ CONFIGS: dict[str, Config] = {
     "ideogram-v3": Config(
         replicate("ideogram-ai/ideogram-v3-turbo", {"prompt": "x", "resolution": "None", "style_type": "None",
             "magic_prompt_option": "Auto", "style_reference_images": [S + "style.png"]}),
-        {"prompt": FOX, "resolution": "None", "style_type": "None", "magic_prompt_option": "Auto"},
+        {"prompt": FOX, "resolution": "None", "style_type": "None", "magic_prompt_option": "Auto",
+            "style_reference_images": []},
     ),
     "recraft-v3": Config(
         replicate("recraft-ai/recraft-v3", {"size": "1365x1024", "style": "any", "prompt": "a wildlife photograph"}),
@@ -144,7 +145,7 @@ CONFIGS: dict[str, Config] = {
     ),
     "nano-banana without a picture": Config(
         replicate("google/nano-banana", {"prompt": "x", "image_input": [S + "logo.png"], "output_format": "jpg"}),
-        {"prompt": FOX, "output_format": "jpg"},
+        {"prompt": FOX, "image_input": [], "output_format": "jpg"},
     ),
     "seedream-4": Config(
         replicate("bytedance/seedream-4", {"size": "2K", "width": 2048, "height": 2048, "prompt": "x", "max_images": 1,
@@ -395,7 +396,8 @@ CONFIGS: dict[str, Config] = {
     "gpt on replicate": Config(
         replicate("openai/gpt-4o", {"prompt": "x", "messages": [{"role": "user", "content": "sample"}], "top_p": 1,
             "image_input": [S + "i.png"], "system_prompt": "Be brief.", "max_completion_tokens": 4096}),
-        {"prompt": FOX, "top_p": 1, "image_input": [PNG], "system_prompt": "Be brief.", "max_completion_tokens": 4096},
+        {"prompt": FOX, "messages": [], "top_p": 1, "image_input": [PNG], "system_prompt": "Be brief.",
+            "max_completion_tokens": 4096},
         files(PNG),
     ),
     "openai chat": Config(
