@@ -7,9 +7,9 @@ never called inside a transaction; a run that waits holds nothing.
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,19 +18,14 @@ from structlog.contextvars import bind_contextvars
 from service.calling import Caller
 from service.commands.context import After, Services, carry_out, finish, queued
 from service.commands.outage import RETRY_S, outlast
-from service.domain import attachments, form, patch, payload, policy
-from service.domain import schema as schemas
-from service.domain.approval import Approval, ApprovalStatus
-from service.domain.call import MAX_TRIES, Description, ProviderCall, Rejected, Unreachable, backoff, unsent
+from service.domain.call import MAX_TRIES, Description, Rejected, Unreachable, backoff, unsent
 from service.domain.canonical import payload_sha256
 from service.domain.event import EventType, Fact
-from service.domain.ids import uuid7
 from service.domain.plan import (
     Action,
     Ask,
     Build,
     Call,
-    Documents,
     Fail,
     Finish,
     Pass,
@@ -39,7 +34,7 @@ from service.domain.plan import (
     looked_at,
     next_action,
 )
-from service.domain.policy import Checkpoint
+from service.domain.question import opened, prepared
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
 from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, put_down
@@ -53,14 +48,6 @@ DESCRIBE_TIMEOUT_S: Final = 60.0
 LEASE_LOST: Final = "lease lost"
 
 log = get_logger("orchestrator")
-
-_MESSAGES: Final = {
-    Checkpoint.INFORMATION_REVIEW: "Is the information for this run complete?",
-    Checkpoint.PAYLOAD_REVIEW: "May this payload be sent to the provider?",
-    Checkpoint.RESPONSE_REVIEW: "Is this response good to use?",
-    Checkpoint.ERROR_RECOVERY: "The provider refused the payload: what shall be changed?",
-    Checkpoint.OUTCOME_UNKNOWN: "The call was sent and never answered: did it happen?",
-}
 
 
 class HITLOrchestrator:
@@ -236,19 +223,9 @@ class HITLOrchestrator:
                 return await self._end(held, [], Fail("provider_rejected", about.problem, recoverable=False))
             case Description():
                 pass
-        built = payload.build(material(held.docs.run_input), schema=about.schema, example=about.example)
-        schema = payload.effective_schema(about.schema, about.example)
-        description = {
-            "schema": schema,
-            "baseline": built.baseline,
-            "origins": built.origins,
-            "confidence": built.confidence if about.confidence is None else about.confidence,
-            "flag_words": dict(about.flag_words or {}),
-        }
-        held.docs = replace(held.docs, description=description, payload=built.payload)
-        held.run = replace(
-            held.run, payload_sha256=payload_sha256(built.payload), estimated_usd=about.estimated_cost_usd
-        )
+        description, built = prepared(held.docs.run_input, about)
+        held.docs = replace(held.docs, description=description, payload=built)
+        held.run = replace(held.run, payload_sha256=payload_sha256(built), estimated_usd=about.estimated_cost_usd)
         held.built = True
         return None
 
@@ -415,65 +392,3 @@ def _origin(run: Run) -> dict[str, str]:
     """The ids of the request that started the run, for this job's log lines."""
     trace_id = run.traceparent.split("-")[1] if run.traceparent else None
     return {name: value for name, value in (("request_id", run.request_id), ("trace_id", trace_id)) if value}
-
-
-def material(run_input: Mapping[str, Any]) -> payload.Material:
-    """What a payload is made of, out of a run's input."""
-    given = tuple(
-        attachments.Attachment(a["url"], a.get("media_type"), a.get("name")) for a in run_input.get("attachments") or ()
-    )
-    turns = run_input.get("conversation") or run_input.get("chat_history") or ()
-    return payload.Material(
-        prompt=run_input["prompt"],
-        attachments=given,
-        document_url=run_input.get("document_url"),
-        conversation=tuple(turn for turn in turns if isinstance(turn, dict)),
-    )
-
-
-def opened(run: Run, docs: Documents, call: ProviderCall | None, action: Ask, *, now: datetime) -> Approval:
-    """The approval for a question, with everything that is to be shown."""
-    waits = policy.silence(docs.config, action.checkpoint)
-    return Approval(
-        id=uuid7(), tenant=run.tenant, run_id=run.id, checkpoint_type=action.checkpoint,
-        status=ApprovalStatus.PENDING, reasons=list(action.reasons), message=_MESSAGES[action.checkpoint],
-        context=_context(run, docs, call, action.checkpoint), schema=_schema(docs),
-        payload_sha256=run.payload_sha256, user_id=run.user_id, session_id=run.session_id,
-        submitter=run.submitter, reviewers=waits.reviewers, on_timeout=waits.on_timeout, timeout_s=waits.timeout_s,
-        escalate_to=waits.escalate_to, escalated_at=None, remind_after_s=waits.remind_after_s,
-        remind_at=now + timedelta(seconds=waits.remind_after_s) if waits.remind_after_s else None, created_at=now,
-        expires_at=now + timedelta(seconds=waits.timeout_s), clock_stopped_at=None, timer_no=1, armed=False,
-        edited=False, claimed_by=None, claimed_until=None, decided_at=None, callback_url=None, version=1,
-    )  # fmt: skip
-
-
-def _context(run: Run, docs: Documents, call: ProviderCall | None, checkpoint: Checkpoint) -> dict[str, Any]:
-    about = docs.description or {}
-    schema = about.get("schema")
-    found = form.issues(docs.payload, schema)
-    if checkpoint is Checkpoint.ERROR_RECOVERY and call is not None and call.issues:
-        found = [_with_allowed(issue, schema) for issue in call.issues]
-    shows_answer = checkpoint is Checkpoint.RESPONSE_REVIEW
-    return {
-        "payload": docs.payload,
-        "payload_sha256": run.payload_sha256,
-        "schema": schema,
-        "form": form.form(docs.payload, schema, about.get("origins") or {}, title=_MESSAGES[checkpoint]),
-        "diff": patch.diff(about.get("baseline") or {}, docs.payload),
-        "validation_issues": found,
-        "estimated_cost_usd": run.estimated_usd,
-        "response": docs.raw_response if shows_answer else None,
-        "output": docs.output if shows_answer else None,
-    }
-
-
-def _with_allowed(issue: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """A provider's complaint with the allowed values, where our schema knows them and the provider did not say."""
-    node = schemas.properties(schema, schema).get(issue["field"])
-    allowed = schemas.facets(schema, node).get("enum") if node is not None else None
-    fix = issue.get("suggested_fix") or (", ".join(str(value) for value in allowed) if allowed else None)
-    return {**issue, "suggested_fix": fix}
-
-
-def _schema(docs: Documents) -> Any:
-    return (docs.description or {}).get("schema")

@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from arq.connections import ArqRedis
 
 from service import queue
 from service.commands.context import Services
+from service.domain import detectors
 from service.domain.keyring import Keyring
 from service.filestore import open_store
 from service.notifier import Notifier
@@ -34,6 +36,8 @@ class Runtime:
 async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | None = None) -> AsyncIterator[Runtime]:
     """The services of one process. Raises `SettingsError`; neither Postgres nor Redis need be there yet."""
     require(settings)
+    for own_detector in entry_points(group="hitl.detectors"):  # of packages installed beside this one
+        detectors.register(own_detector.load())
     assert settings.database_url and settings.redis_url and settings.hitl_secret_key
     own = queue.connect(settings.redis_url) if redis is None else redis
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")

@@ -138,7 +138,7 @@ async def _decide(call: Call, body: DecisionRequest, approval_id: UUID, *, run_i
         if given is not None and run_id not in (None, _known(given)):
             raise NotFound("no such approval of this run")
         run_id = run_id or (_known(given) if given is not None else None)
-    order = Order(body.action, body.edits, body.reason, body.payload_sha256)
+    order = Order(body.action, body.edits, body.reason, body.payload_sha256, body.partial)
     decided = await commands.decide(call.services, approval_id, order, call.principal, run_id=run_id)
     headers = {"Idempotent-Replayed": "true"} if decided.replayed else {}
     return Reply(_taken(decided), 200, headers)

@@ -92,6 +92,9 @@ class DecisionRequest(BaseModel):
     edits: Any = None
     reason: Annotated[str, Field(max_length=10_000)] | None = None
     payload_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    partial: bool = Field(
+        default=False, description="with an edit at information_review: take it in, and ask again for what it lacks"
+    )
     approval_token: str | None = Field(default=None, deprecated=True, description="alias of approval_id")
     approved: bool | None = Field(default=None, deprecated=True, description="true: approve, false: reject")
     run_id: str | None = None
@@ -305,6 +308,7 @@ class ApprovalView(Answer):
     created_at: datetime
     expires_at: datetime
     on_timeout: OnTimeout
+    silence: str | None
     reviewers: ReviewersView
     claimed_by: str | None
     claimed_until: datetime | None

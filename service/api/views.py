@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from service.commands.context import Services
-from service.domain import form, policy
+from service.domain import form, policy, silence
 from service.domain.approval import Approval
 from service.domain.event import rfc3339
 from service.domain.ids import job_id
@@ -37,6 +37,7 @@ def approval_view(a: Approval) -> dict[str, Any]:
         "created_at": when(a.created_at),
         "expires_at": when(a.expires_at),
         "on_timeout": a.on_timeout,
+        "silence": silence.in_words(a),
         "reviewers": {"users": a.reviewers.users, "groups": a.reviewers.groups, "quorum": a.reviewers.quorum},
         "claimed_by": a.claimed_by,
         "claimed_until": when(a.claimed_until),

@@ -14,8 +14,10 @@ from service.domain.call import CallStatus
 from service.domain.canonical import NotCanonical, payload_sha256
 from service.domain.event import EventType, Fact, rfc3339
 from service.domain.ids import uuid7
+from service.domain.plan import Documents
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Principal
+from service.domain.question import counted, redrawn, revised
 from service.domain.run import Run, Step, cancel, check_live, woken
 from service.errors import (
     AmbiguousApproval,
@@ -220,6 +222,10 @@ async def say_again(conn: Conn, services: Services, current: Approval, run: Run 
 
 async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | None, after: After) -> Run | None:
     """Write the answer and what it does to the run: the whole decision is this one transaction."""
+    docs = None
+    if run is not None and verdict.approval.edited and rules.shows_payload(verdict.approval):
+        docs = revised(await runs.documents(conn, run.id), verdict.approval.decisions)
+        verdict = replace(verdict, approval=redrawn(verdict.approval, docs))
     approval = verdict.approval
     if approval.status is not ApprovalStatus.EXPIRED:
         await approvals.add_decision(conn, approval, verdict.decision)
@@ -237,7 +243,7 @@ async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | Non
         case ApprovalStatus.REJECTED | ApprovalStatus.EXPIRED:
             return await _end(conn, run, approval, verdict, fact, now, after)
         case _:
-            return await _go_on(conn, run, verdict, fact, now, after)
+            return await _go_on(conn, run, verdict, docs, fact, now, after)
 
 
 async def _end(
@@ -255,12 +261,16 @@ async def _end(
     return ended
 
 
-async def _go_on(conn: Conn, run: Run, verdict: Verdict, fact: Fact, now: datetime, after: After) -> Run:
+async def _go_on(
+    conn: Conn, run: Run, verdict: Verdict, docs: Documents | None, fact: Fact, now: datetime, after: After
+) -> Run:
+    """`docs`: the run's documents with the edits of this approval in them, where there are any."""
     approval = verdict.approval
     checkpoint = approval.checkpoint_type
     run = with_asked(run, checkpoint, approval.reasons)
-    if approval.edited and approval.payload_sha256 != run.payload_sha256:
-        await runs.set_payload(conn, run.id, verdict.payload)
+    if docs is not None:
+        about = counted(docs) if checkpoint == Checkpoint.INFORMATION_REVIEW else docs.description
+        await runs.set_built(conn, run.id, description=about, payload=verdict.payload)
         run = replace(run, payload_sha256=approval.payload_sha256)
     if verdict.has_response and checkpoint == Checkpoint.RESPONSE_REVIEW:
         await runs.set_result(conn, run.id, {"response": verdict.response})

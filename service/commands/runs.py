@@ -64,7 +64,7 @@ async def start_run(services: Services, order: StartRun, principal: Principal) -
         earlier = await taken(conn, principal.tenant, order.idempotency)
         if earlier is not None:
             return Started(UUID(earlier["run_id"]), replayed=True)
-        run = await _take_turn(conn, run, order, principal, after)
+        run = await _take_turn(conn, services, run, order, principal, after)
         created = Fact(EventType.RUN_CREATED, principal.subject, _about(run))
         run = await runs.insert(conn, run, docs, [created, queued(run, "created")])
         if order.idempotency is not None:
@@ -198,22 +198,29 @@ def _redacted(agent_tool_config: Mapping[str, Any]) -> dict[str, Any]:
     return redacted
 
 
-async def _take_turn(conn: Conn, run: Run, order: StartRun, principal: Principal, after: After) -> Run:
+async def _take_turn(
+    conn: Conn, services: Services, run: Run, order: StartRun, principal: Principal, after: After
+) -> Run:
     """What the request said to do about the session's other live runs."""
     if order.session_id is None or order.on_active_run == "parallel":
         return run
     others = await runs.lock_live_in_session(conn, principal.tenant, order.session_id)
+    now = services.db.now()
     match order.on_active_run:
         case "queue":
-            return replace(run, queues=True, due_at=None if others else run.due_at)
+            # its place in line is the one it got the session's lock in, whatever another machine's clock says
+            last = max((other.created_at for other in others), default=now - timedelta(microseconds=1))
+            created_at = max(run.created_at, last + timedelta(microseconds=1))
+            return replace(run, queues=True, created_at=created_at, due_at=None if others else run.due_at)
         case "reject":
             if others:
                 raise SessionBusy("the session has an active run", extra={"run_id": str(others[0].id)})
         case "cancel_previous":
-            now = run.created_at
-            for other in others:
-                reason = "replaced by a later run"
-                await cancel_in(conn, other, actor=principal.subject, reason=reason, after=after, now=now)
+            for other in reversed(others):  # the line from its end: nobody in it gets his turn by another's end
+                fresh = await runs.lock_any(conn, other.id)
+                if fresh is not None and not fresh.final:
+                    reason = "replaced by a later run"
+                    await cancel_in(conn, fresh, actor=principal.subject, reason=reason, after=after, now=now)
     return run
 
 

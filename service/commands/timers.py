@@ -105,7 +105,9 @@ async def end_overdue(services: Services) -> int:
     async with services.db.transaction() as conn:
         overdue = await runs.lock_past_deadline(conn, limit=BATCH)
         now = services.db.now()
-        for run in overdue:
+        for each in overdue:
+            run = await runs.lock_any(conn, each.id)  # anew: the end of the one before may have given it its turn
+            assert run is not None
             ended = fail(run, code="run_timeout", message="the run's time is out", recoverable=False, now=now)
             facts = [Fact(EventType.RUN_FAILED, "system", {"code": "run_timeout", "step": run.step})]
             await finish(conn, ended, facts, now=now, after=after, actor="system")

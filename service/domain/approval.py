@@ -9,7 +9,7 @@ from uuid import UUID
 
 from service.domain import schema as schemas
 from service.domain.canonical import NotCanonical, payload_sha256, same
-from service.domain.patch import merge_patch
+from service.domain.patch import merge_patch, pointer
 from service.domain.payload import missing
 from service.domain.policy import Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Principal
@@ -115,6 +115,7 @@ class Order:
     edits: Any = None
     reason: str | None = None
     payload_sha256: str | None = None
+    partial: bool = False  # an edit at information_review that may leave required fields empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
 
 def silent_verdict(approval: Approval, *, now: datetime) -> Verdict:
     """What silence decides, once the time is out and nobody is left to escalate to."""
-    if approval.on_timeout == "approve" and _silence_may_approve(approval):
+    if approval.on_timeout == "approve" and silence_may_approve(approval):
         decision = Decision(TIMEOUT_ACTOR, "approve", None, None, now, "timeout", approval.payload_sha256)
         status, decisions = ApprovalStatus.APPROVED, (*approval.decisions, decision)
     else:
@@ -290,20 +291,50 @@ def restarted(approval: Approval, *, now: datetime) -> Approval:
     )
 
 
-def check_payload(payload: Any, schema: Any) -> None:
-    """Raises `InvalidPayload` with a pointer for every violation and every required field that is empty."""
+def check_payload(payload: Any, schema: Any, *, partial: bool = False) -> None:
+    """Raises `InvalidPayload` with a pointer for every violation and every required field that is empty.
+
+    A `partial` one may still lack what is required.
+    """
     if not isinstance(payload, dict):
         raise InvalidPayload(errors=[{"pointer": "", "message": "must be an object"}])
     errors = [{"pointer": v.pointer, "message": v.message} for v in schemas.violations(schema, payload)]
     seen = {error["pointer"] for error in errors}
-    empty = [f"/{name}" for name in missing(payload, schema)]
+    empty = [pointer([name]) for name in missing(payload, schema)]
     errors += [{"pointer": p, "message": "is required"} for p in empty if p not in seen]
+    if partial:
+        errors = [error for error in errors if not f"{error['pointer']}/".startswith(tuple(f"{p}/" for p in empty))]
     try:
         payload_sha256(payload)
     except NotCanonical as error:
         errors.append({"pointer": "", "message": str(error)})
     if errors:
         raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
+
+
+def patched(payload: Any, edits: Any) -> Any:
+    """The payload after a reviewer's edits. Raises `Invalid`."""
+    return merge_patch(payload, _patch_of(edits, payload))
+
+
+def shows_payload(approval: Approval) -> bool:
+    """Whether it is a run's question about its payload, so that edits change that."""
+    return approval.run_id is not None and approval.checkpoint_type in _PAYLOAD_CHECKPOINTS
+
+
+def silence_may_approve(approval: Approval) -> bool:
+    """Never where something is missing, was refused by the provider, or has an outcome that nobody knows."""
+    own = approval.run_id is None
+    if not own and approval.checkpoint_type in (Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN):
+        return False
+    if any(reason.startswith("missing.") for reason in approval.reasons):
+        return False
+    try:
+        if approval.checkpoint_type in _patchable(approval):
+            _check_fits(approval, approval.context.get("payload"))
+    except InvalidPayload:
+        return False
+    return True
 
 
 def _patchable(approval: Approval) -> frozenset[str]:
@@ -316,6 +347,11 @@ def _check_shape(approval: Approval, order: Order) -> None:
     asks_outcome = checkpoint == Checkpoint.OUTCOME_UNKNOWN and approval.run_id is not None
     if order.action == "reject" and not (order.reason or "").strip():
         raise Invalid("a rejection needs a reason", errors=[{"pointer": "/reason", "message": "is required"}])
+    if order.partial and (
+        approval.run_id is None or checkpoint != Checkpoint.INFORMATION_REVIEW or order.action != "edit"
+    ):
+        message = "goes with an edit at information_review"
+        raise Invalid("partial is not possible here", errors=[{"pointer": "/partial", "message": message}])
     if order.action == "retry" and (approval.run_id is None or checkpoint not in _RETRYABLE):
         raise _bad_action(f"retry is not possible at {checkpoint}")
     if order.action == "edit":
@@ -352,16 +388,16 @@ def _payload_after(approval: Approval, order: Order) -> Any:
     if approval.checkpoint_type not in _patchable(approval):
         return payload
     if order.action == "edit":
-        payload = merge_patch(payload, _patch_of(order.edits, payload))
+        payload = patched(payload, order.edits)
     if order.action in ("approve", "edit"):
-        _check_fits(approval, payload)
+        _check_fits(approval, payload, partial=order.partial)
     return payload
 
 
-def _check_fits(approval: Approval, payload: Any) -> None:
+def _check_fits(approval: Approval, payload: Any, *, partial: bool = False) -> None:
     """Raises `InvalidPayload`. A client's own approval is held to its schema, where it has one, and to no more."""
     if approval.run_id is not None:
-        check_payload(payload, approval.schema)
+        check_payload(payload, approval.schema, partial=partial)
     elif approval.schema is not None:
         errors = [{"pointer": v.pointer, "message": v.message} for v in schemas.violations(approval.schema, payload)]
         if errors:
@@ -405,18 +441,3 @@ def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
                 return ApprovalStatus.PENDING
             edited = approval.edited or decision.action == "edit"
             return ApprovalStatus.EDITED if edited else ApprovalStatus.APPROVED
-
-
-def _silence_may_approve(approval: Approval) -> bool:
-    """Never where something is missing, was refused by the provider, or has an outcome that nobody knows."""
-    own = approval.run_id is None
-    if not own and approval.checkpoint_type in (Checkpoint.ERROR_RECOVERY, Checkpoint.OUTCOME_UNKNOWN):
-        return False
-    if any(reason.startswith("missing.") for reason in approval.reasons):
-        return False
-    try:
-        if approval.checkpoint_type in _patchable(approval):
-            _check_fits(approval, approval.context.get("payload"))
-    except InvalidPayload:
-        return False
-    return True

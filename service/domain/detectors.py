@@ -1,7 +1,8 @@
 """What a payload must not hold unseen: personal data by checked patterns, and words that raise flags."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from service.domain.canonical import JSON
@@ -55,18 +56,54 @@ _IBAN_LENGTHS: Final[Mapping[str, int]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """`finds` looks at one text and raises `flag` where it says so. It is pure, quick and never raises."""
+
+    name: str
+    flag: str
+    finds: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What raised a flag: the detector, or `word`, and the payload's field that it was found in."""
+
+    flag: str
+    detector: str
+    field: str
+
+
+def findings(payload: Mapping[str, JSON], words: Mapping[str, str]) -> list[Finding]:
+    """Everything that `DETECTORS` and those `words` (word → flag) find in a payload, field by field."""
+    found: dict[Finding, None] = {}
+    for name, value in payload.items():
+        member = {name: value}
+        for one in DETECTORS.values():
+            if any(map(one.finds, _texts(member))):
+                found[Finding(one.flag, one.name, name)] = None
+        for flag in sorted(flag_words(member, words)):
+            found[Finding(flag, "word", name)] = None
+    return list(found)
+
+
+def register(detector: Detector) -> None:
+    """Look with this one too, from now on; in place of one of the same name."""
+    DETECTORS[detector.name] = detector
+
+
 def pii(value: JSON) -> bool:
     """Whether any string in `value` (keys too) holds a mail address, phone number, card number or IBAN.
 
     Cards count by issuer range, length and Luhn's sum, IBANs by country, length and mod 97 (ISO 13616).
     Numbers are not looked at. Inside a URL only a mail address counts: its digits are ids.
     """
-    return any(_personal(text) for text in _texts(value))
+    return any(one.finds(text) for text in _texts(value) for one in _PII)
 
 
 def flag_words(value: JSON, words: Mapping[str, str]) -> frozenset[str]:
     """The flags of those `words` (word → flag) that a string or key in `value` holds, whatever the case."""
-    texts = [text.casefold() for text in _texts(value)]
+    texts = [text.casefold() for text in _texts(value)] if words else []
     return frozenset(flag for word, flag in words.items() if word and any(word.casefold() in text for text in texts))
 
 
@@ -83,18 +120,16 @@ def _texts(value: JSON, name: str = "") -> Iterator[str]:
             yield from _texts(item, name)
 
 
-def _personal(text: str) -> bool:
-    if _has_mail(text):
-        return True
-    plain = _URL.sub(" ", text)
-    return _has_phone(plain) or _has_card(plain) or _has_iban(plain)
-
-
 def _has_mail(text: str) -> bool:
     return any(match.group(1).rpartition(".")[2].lower() not in _NO_DOMAINS for match in _MAIL.finditer(text))
 
 
+def _outside_urls(text: str) -> str:
+    return _URL.sub(" ", text)
+
+
 def _has_phone(text: str) -> bool:
+    text = _outside_urls(text)
     if _INTERNATIONAL.search(text) or _PREFIXED.search(text) or _NORTH_AMERICAN.search(text):
         return True
     return bool(_ANNOUNCED.search(text)) or any(
@@ -103,7 +138,7 @@ def _has_phone(text: str) -> bool:
 
 
 def _has_card(text: str) -> bool:
-    numbers = (_digits(match.group()) for match in _CARD.finditer(text))
+    numbers = (_digits(match.group()) for match in _CARD.finditer(_outside_urls(text)))
     return any(_issued(number) and _luhn(number) for number in numbers)
 
 
@@ -128,6 +163,7 @@ def _luhn(number: str) -> bool:
 
 
 def _has_iban(text: str) -> bool:
+    text = _outside_urls(text)
     return any(_iban_at(text, match.start()) for match in _IBAN_START.finditer(text))
 
 
@@ -152,3 +188,11 @@ def _mod97(iban: str) -> int:
 
 def _digits(text: str) -> str:
     return "".join(char for char in text if "0" <= char <= "9")
+
+
+_PII: Final = tuple(
+    Detector(name, "pii", finds)
+    for name, finds in (("mail", _has_mail), ("phone", _has_phone), ("card", _has_card), ("iban", _has_iban))
+)
+DETECTORS: Final[dict[str, Detector]] = {one.name: one for one in _PII}
+"""By name. A package adds its own by an entry point of the group `hitl.detectors` (docs/policies.md)."""

@@ -1,12 +1,15 @@
 """What a human is shown of a payload: a form to fill in, and what is wrong with it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from service.domain import schema as schemas
 from service.domain.canonical import JSON
-from service.domain.payload import Field, category, fields_of, missing
+from service.domain.fields import Field, fields_of
+from service.domain.payload import missing
 
+_NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 _QUESTIONS: Final[Mapping[str, str]] = {
     "image": "Which image should be used?",
     "audio": "Which audio should be used?",
@@ -28,16 +31,28 @@ _BOUNDS: Final[Mapping[str, str]] = {
 
 
 def form(
-    payload: Mapping[str, JSON], schema: JSON | None, origins: Mapping[str, str], *, title: str
+    payload: Mapping[str, JSON],
+    schema: JSON | None,
+    origins: Mapping[str, str],
+    *,
+    title: str,
+    editors: Mapping[str, str] = _NOBODY,
+    first: Iterable[str] = (),
 ) -> dict[str, JSON]:
-    """The form of contract section 6, a field for each that schema or payload knows.
+    """The form of contract section 6, a field for each that schema or payload knows, those of `first` first.
 
     `{"title", "fields": [{name, label, type, category, required, current_value, default, prompt,
-    collection, hint, origin}]}`; `category`: content | setting | hybrid; `type`: string | integer |
-    number | boolean | array | object | enum; `origin` null for a field that nothing has filled.
+    collection, hint, allowed, origin, edited_by}]}`; `category`: content | setting | hybrid; `type`: string |
+    integer | number | boolean | array | object | enum; `allowed`: the values of an enum; `origin`: prompt |
+    attachment | conversation | example | schema_default | edited, null for a field that nothing has filled.
     """
     known = {**fields_of(schema, payload), **_unknown(payload, schema)}
-    return {"title": title, "fields": [_row(field, payload, origins) for field in known.values()]}
+    ahead = dict.fromkeys(name.partition(".")[0] for name in first)
+    ordered = [
+        known[name]
+        for name in (*(name for name in ahead if name in known), *(name for name in known if name not in ahead))
+    ]
+    return {"title": title, "fields": [_row(field, payload, origins, editors) for field in ordered]}
 
 
 def issues(payload: Mapping[str, JSON], schema: JSON | None) -> list[dict[str, JSON]]:
@@ -57,25 +72,50 @@ def issues(payload: Mapping[str, JSON], schema: JSON | None) -> list[dict[str, J
     return found
 
 
+def with_allowed(issue: Mapping[str, JSON], payload: Mapping[str, JSON], schema: JSON | None) -> dict[str, JSON]:
+    """A provider's complaint with what stands there now and, where our schema knows it, what is allowed."""
+    node, value = _at(schema, str(issue["field"]).split("."), payload)
+    field = Field("", schemas.facets(schema, node))
+    fix = issue.get("suggested_fix") or " ".join(_allowed(field)) or None
+    return {**issue, "suggested_fix": fix, "current_value": value, "allowed_values": field.facets.get("enum")}
+
+
+def _at(schema: JSON | None, path: Sequence[str], value: JSON) -> tuple[JSON, JSON]:
+    """The part of the schema, and the value, that a dotted path leads to; null where it leads nowhere."""
+    node = schema
+    for name in path:
+        if isinstance(value, list) and name.isdigit():
+            node = schemas.facets(schema, node).get("items")
+            value = value[int(name)] if int(name) < len(value) else None
+        else:
+            node = schemas.properties(schema, node).get(name)
+            value = value.get(name) if isinstance(value, Mapping) else None
+    return node, value
+
+
 def _unknown(payload: Mapping[str, JSON], schema: JSON | None) -> dict[str, Field]:
     """The fields that a closed schema does not name: shown too, so that a human can remove them."""
     known = fields_of(schema, payload)
     return {name: field for name, field in fields_of(None, payload).items() if name not in known}
 
 
-def _row(field: Field, payload: Mapping[str, JSON], origins: Mapping[str, str]) -> dict[str, JSON]:
+def _row(
+    field: Field, payload: Mapping[str, JSON], origins: Mapping[str, str], editors: Mapping[str, str]
+) -> dict[str, JSON]:
     return {
         "name": field.name,
         "label": _label(field),
         "type": _type(field),
-        "category": category(field),
+        "category": field.category,
         "required": field.required,
         "current_value": payload.get(field.name),
         "default": field.facets.get("default"),
         "prompt": _question(field),
         "collection": field.type == "array",
         "hint": _hint(field),
+        "allowed": field.facets.get("enum"),
         "origin": origins.get(field.name),
+        "edited_by": editors.get(field.name),
     }
 
 
@@ -128,7 +168,7 @@ def _issue(name: str, issue: str, field: Field | None, *, nested: bool = False) 
         "issue": issue,
         "severity": "error",
         "suggested_fix": " ".join(allowed) or (f"Give {name} a value." if issue == "is required" else _fix(issue)),
-        "auto_fixable": default is not None and category(field) == "setting" if field else False,
+        "auto_fixable": default is not None and field.category == "setting" if field else False,
     }
 
 

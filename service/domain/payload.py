@@ -1,68 +1,31 @@
 """From what a person said to what a provider is sent: fixed rules, no guess that is not counted as one."""
 
 import copy
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from service.domain import schema as schemas
+from service.domain.answers import answers, turn_files, turn_text
 from service.domain.attachments import Attachment, Kind, from_prompt, kind, unique, urls_in
 from service.domain.canonical import JSON, same
+from service.domain.fields import (
+    DEFAULT_PROMPT,
+    MEDIA,
+    PROMPTS,
+    Field,
+    effective_schema,
+    fields_of,
+    inner_fields,
+    is_negative,
+    is_url,
+    kind_by_name,
+    prompt_alias,
+    prompt_path,
+)
 
-Path: TypeAlias = tuple[str, ...]
-"""Where a field stands: its name, or that of an object and the name inside it."""
-
-DEFAULT_PROMPT: Final = "prompt"
 TURNS: Final = 10  # how far back a conversation is searched for files
-
-# The prompt goes to the first of these that the schema, else the example, knows.
-_PROMPTS: Final = (
-    *("prompt", "text_prompt", "text", "instruction", "instructions", "input", "input_text", "text_input"),
-    *("query", "question", "message", "user_prompt", "user_message", "user_input", "input_prompt"),
-    *("positive_prompt", "prompts", "texts", "inputs", "content", "q", "search_query"),
-    *("caption", "lyrics"),
-)
-# Objects that hold the whole request: {"input": {"prompt": …}}.
-_WRAPPERS: Final = frozenset(
-    {"input", "inputs", "data", "payload", "params", "parameters", "body", "request", "arguments", "args"}
-)
-_TEXTS: Final = frozenset({*_PROMPTS, "transcript", "messages"})
-_NOUNS: Final[Mapping[str, Kind]] = {
-    **dict.fromkeys(("image", "images", "img", "picture", "photo", "photos", "mask", "frame"), "image"),
-    **dict.fromkeys(("audio", "audios", "song", "sound", "speech"), "audio"),
-    **dict.fromkeys(("video", "videos", "clip"), "video"),
-    **dict.fromkeys(("file", "files", "document", "documents", "pdf", "url", "urls", "uri", "uris"), "file"),
-    **dict.fromkeys(("prompt", "prompts", "text", "texts", "instruction", "instructions"), "text"),
-}
-# What may follow the noun without changing what the field carries: image_url, audio_file_2.
-_SUFFIXES: Final = frozenset({"url", "urls", "uri", "uris", "path", "file", "files", "base64", "b64", "data", "input"})
-# What before the noun makes it a setting: num_images counts, system_prompt configures.
-_COUNTS: Final = frozenset(
-    {"num", "n", "number", "max", "min", "total", "count", "has", "is", "enable", "use", "output", "return"}
-    | {"save", "with", "add", "disable", "system", "negative"}
-)
-# Not what a lone file is for, as long as another field of its kind is there.
-_SECONDARY: Final = frozenset({"mask", "last", "end", "tail", "control", "style", "target", "reference", "background"})
-_NO_FILES: Final = frozenset(
-    {
-        "webhook",
-        "callback",
-        "base",
-        "api",
-        "endpoint",
-        "proxy",
-        "redirect",
-        "site",
-        "lora",
-        "weights",
-        "model",
-    }
-)
-_URL: Final = re.compile(r"\s*(?:(?:https?|ftp|gs|s3|blob|file)://|data:[\w.+-]+[/;,]|www\.)", re.IGNORECASE)
-_SCALARS: Final = frozenset({"integer", "number", "boolean"})
-_MEDIA: Final[tuple[Kind, ...]] = ("image", "audio", "video")
+Origin: TypeAlias = Literal["prompt", "attachment", "conversation", "example", "schema_default", "edited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,56 +42,16 @@ class Material:
 class Built:
     """A payload and its story.
 
-    `origins`: top-level field → `prompt | attachment | conversation | example | default`.
-    `missing`: required fields that are empty. `baseline`: the example as the client gave it, and the
-    schema's defaults that were filled in, which nobody changed. `confidence`: 0 to 1, see `build`.
+    `origins`: what put each top-level field there. `missing`: required fields that are empty. `baseline`:
+    the example as the client gave it, and the schema's defaults that were filled in, which nobody changed.
+    `confidence`: 0 to 1, see `build`.
     """
 
     payload: dict[str, JSON]
-    origins: dict[str, str]
+    origins: dict[str, Origin]
     missing: tuple[str, ...]
     baseline: dict[str, JSON]
     confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field that a payload may have: its schema flattened, and its sample where there is one."""
-
-    name: str
-    facets: Mapping[str, JSON]
-    sample: JSON = None
-    sampled: bool = False
-    required: bool = False
-
-    @property
-    def type(self) -> str | None:
-        """The JSON type: the schema's, else that of the sample; null where neither tells."""
-        named = self.facets.get("type")
-        return named if isinstance(named, str) else json_type(self.sample)
-
-    @property
-    def free(self) -> bool:
-        """Whether the field takes any value of its type: no enum, no constant."""
-        return not ({"enum", "const"} & self.facets.keys())
-
-    @property
-    def is_url(self) -> bool:
-        """Whether the field holds a URL (or several), by its schema's format or by its sample."""
-        items = self.facets.get("items")
-        formats = [self.facets.get("format"), items.get("format") if isinstance(items, Mapping) else None]
-        samples = self.sample if isinstance(self.sample, list | tuple) else [self.sample]
-        return "uri" in formats or any(isinstance(one, str) and _URL.match(one) for one in samples)
-
-    @property
-    def kind(self) -> Kind | None:
-        """What content the field carries, null for a setting: by URL-ness and by name, never for numbers."""
-        if self.type in _SCALARS or self.type == "object" or not self.free:
-            return None
-        named = _kind_by_name(self.name)
-        if not self.is_url:
-            return named
-        return named if named in _MEDIA else _kind_of_url(self)
 
 
 @dataclass(slots=True)
@@ -136,10 +59,11 @@ class _Draft:
     """A payload in the making. The first to fill a field keeps it: the order of calls is the precedence."""
 
     payload: dict[str, JSON] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
     guessed: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)  # URLs that stand somewhere
 
-    def fill(self, name: str, value: JSON, origin: str) -> None:
+    def fill(self, name: str, value: JSON, origin: Origin) -> None:
         if name not in self.payload:
             self.payload[name] = value
             self.origins[name] = origin
@@ -157,15 +81,8 @@ def build(material: Material, *, schema: JSON | None, example: Mapping[str, JSON
     0.5. 1.0 when nothing is required and the payload validates. Raises `schema.BadSchema`.
     """
     whole = effective_schema(schema, example)
-    fields = _fields(schema, example)
-    text, named = from_prompt(material.prompt)
-    draft = _Draft()
-    _place_prompt(draft, text, schema, example, fields)
-    document = (Attachment(material.document_url),) if material.document_url else ()
-    _place_files(draft, unique((*material.attachments, *named, *document)), fields, "attachment")
-    _place_answers(draft, material.conversation, fields, prompt_field(schema, example))
-    _place_files(draft, _files_of_turns(material.conversation, draft), fields, "conversation")
-    _place_settings(draft, schema, fields)
+    fields = fields_of(schema, example)
+    draft = _drafted(material, schema, fields, prompt_path(schema, example))
     payload = {name: draft.payload[name] for name in (*fields, *draft.payload) if name in draft.payload}
     return Built(
         payload=payload,
@@ -182,43 +99,25 @@ def missing(payload: Mapping[str, JSON], schema: JSON | None) -> tuple[str, ...]
     Without a schema that is the prompt, under any of its names. `negative_prompt` never is missing.
     """
     if schema is None:
-        filled = any(not _empty(payload.get(name), None, {}) for name in _PROMPTS)
+        filled = any(not _empty(payload.get(name), None, {}) for name in PROMPTS)
         return () if filled else (prompt_field(None, payload),)
     parts = schemas.properties(schema, schema)
     return tuple(
         name
         for name in schemas.required(schema, schema)
-        if not _is_negative(name) and _empty(payload.get(name), schema, parts.get(name))
+        if not is_negative(name) and _empty(payload.get(name), schema, parts.get(name))
     )
-
-
-def effective_schema(schema: JSON | None, example: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    """What a payload is validated against: the schema given, else one derived from the example.
-
-    A derived one gives each field the JSON type of its sample (null: any), requires the prompt
-    (`minLength` 1) and allows fields that it does not name.
-    """
-    if schema is not None:
-        return dict(schema)
-    path = _prompt_path(None, example)
-    parts = {name: _derived(sample) for name, sample in (example or {}).items()}
-    prompt = {"type": "string", "minLength": 1}
-    if json_type((example or {}).get(path[0])) == "array":
-        prompt = {"type": "array", "minItems": 1}
-    for name in reversed(path[1:]):
-        prompt = {"type": "object", "properties": {name: prompt}, "required": [name]}
-    return {
-        "type": "object",
-        "properties": {path[0]: prompt, **_without(parts, path[0])},
-        "required": [path[0]],
-        "additionalProperties": True,
-    }
 
 
 def changes(baseline: Mapping[str, JSON], payload: Mapping[str, JSON]) -> int:
     """How many top-level fields differ from the baseline: changed, added or gone, the prompt included."""
-    names = baseline.keys() | payload.keys()
-    return sum(name not in baseline or name not in payload or not same(baseline[name], payload[name]) for name in names)
+    return len(changed(baseline, payload))
+
+
+def changed(before: Mapping[str, JSON], after: Mapping[str, JSON]) -> list[str]:
+    """The top-level fields that differ."""
+    names = dict.fromkeys((*before, *after))
+    return [name for name in names if name not in before or name not in after or not same(before[name], after[name])]
 
 
 def prompt_field(schema: JSON | None, example: Mapping[str, JSON] | None) -> str:
@@ -226,168 +125,59 @@ def prompt_field(schema: JSON | None, example: Mapping[str, JSON] | None) -> str
 
     Where only an object inside has such a field (`{"input": {"prompt": …}}`), the name of that object.
     """
-    return _prompt_path(schema, example)[0]
+    return prompt_path(schema, example)[0]
 
 
-def category(candidate: Field) -> str:
-    """`content`, `setting` or `hybrid`: text that steers rather than says (negative_prompt), objects."""
-    if candidate.kind is not None:
-        return "content"
-    steers = _is_negative(candidate.name) or candidate.name == "system_prompt" or candidate.type == "object"
-    return "hybrid" if steers else "setting"
+# -- the order of placing ------------------------------------------------------------------------------
 
 
-def json_type(value: JSON) -> str | None:
-    """The JSON Schema type of a value; null for null."""
-    match value:
-        case None:
-            return None
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case Mapping():
-            return "object"
-        case _:
-            return "array"
+def _drafted(material: Material, root: JSON | None, fields: Mapping[str, Field], path: tuple[str, ...]) -> _Draft:
+    draft = _Draft()
+    text, named = from_prompt(material.prompt)
+    if len(path) == 2:
+        _place_wrapped(draft, material, root, fields[path[0]])
+    else:
+        _place_prompt(draft, text, root, fields, path[0])
+    document = (Attachment(material.document_url),) if material.document_url else ()
+    _place_files(draft, unique((*material.attachments, *named, *document)), fields, "attachment")
+    open_fields = {name: one for name, one in fields.items() if name != path[0]}
+    for name, value in answers(material.conversation, open_fields).items():
+        draft.fill(name, value, "conversation")
+        draft.used |= {value} if isinstance(value, str) else set()
+    _place_files(draft, _files_of_turns(material.conversation), fields, "conversation")
+    _place_settings(draft, root, fields)
+    return draft
 
 
-def fields_of(schema: JSON | None, example: Mapping[str, JSON] | None) -> dict[str, Field]:
-    """Every field that schema or example knows, by name: the schema's order, then the example's."""
-    return _fields(schema, example)
+def _place_wrapped(draft: _Draft, material: Material, root: JSON | None, wrapper: Field) -> None:
+    """An object that holds the whole request is built like one: its prompt, its files, its settings."""
+    inside = inner_fields(root, wrapper)
+    inner = _drafted(material, root, inside, (prompt_alias(inside) or DEFAULT_PROMPT,))
+    draft.fill(wrapper.name, {name: inner.payload[name] for name in inside if name in inner.payload}, "prompt")
+    draft.used |= inner.used
+    draft.guessed |= {wrapper.name} if inner.guessed else set()
 
 
-def _fields(root: JSON | None, example: Mapping[str, JSON] | None, node: JSON | None = None) -> dict[str, Field]:
-    here = root if node is None else node
-    parts, wanted, samples = schemas.properties(root, here), schemas.required(root, here), example or {}
-    closed = schemas.facets(root, here).get("additionalProperties") is False
-    extra = () if closed else tuple(samples)
-    return {
-        name: Field(
-            name,
-            schemas.facets(root, parts.get(name)),
-            samples.get(name),
-            name in samples,
-            name in wanted,
-        )
-        for name in dict.fromkeys((*parts, *extra))
-    }
-
-
-# -- names ---------------------------------------------------------------------------------------------
-
-
-def _words(name: str) -> list[str]:
-    snake = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()
-    words = [word for word in re.split(r"[^a-z0-9]+", snake) if word and not word.isdigit()]
-    return [word.rstrip("0123456789") or word for word in words]
-
-
-def _kind_by_name(name: str) -> Kind | None:
-    """By the noun the name ends in: `source_image_url` is an image, `image_size`, `context` are none."""
-    words = _words(name)
-    while len(words) > 1 and words[-1] in _SUFFIXES and _carries(words[-2:]):
-        words.pop()
-    if not words or _COUNTS & set(words[:-1]):
-        return None
-    if words[-1] in _NOUNS:
-        return _NOUNS[words[-1]]
-    return "text" if "_".join(words) in _TEXTS else None
-
-
-def _carries(pair: list[str]) -> bool:
-    return pair[0] in _NOUNS or pair[0] in _SUFFIXES or pair[1] == "input"
-
-
-def _is_negative(name: str) -> bool:
-    return _words(name) == ["negative", "prompt"]
-
-
-def _takes_files(candidate: Field) -> bool:
-    """Whether a file may go there: not to every URL a config holds (a webhook, weights)."""
-    words = set(_words(candidate.name))
-    return candidate.kind in _MEDIA or (_kind_by_name(candidate.name) == "file" and not words & _NO_FILES)
-
-
-def _kind_of_url(candidate: Field) -> Kind:
-    """Of a field that holds URLs under a name that says less: by a word in it, else by the sample."""
-    for word in _words(candidate.name):
-        if _NOUNS.get(word) in _MEDIA:
-            return _NOUNS[word]
-    samples = candidate.sample if isinstance(candidate.sample, list | tuple) else [candidate.sample]
-    kinds = [kind(Attachment(one)) for one in samples if isinstance(one, str)]
-    return kinds[0] if kinds and kinds[0] in _MEDIA else "file"
-
-
-# -- the prompt ----------------------------------------------------------------------------------------
-
-
-def _prompt_path(schema: JSON | None, example: Mapping[str, JSON] | None) -> Path:
-    fields = _fields(schema, example)
-    top = _prompt_alias(fields)
-    if top is not None:
-        return (top,)
-    for name, candidate in fields.items():
-        inside = _inner(schema, candidate) if candidate.type == "object" else {}
-        alias = _prompt_alias(inside)
-        if alias is not None and (name.lower() in _WRAPPERS or inside[alias].required):
-            return (name, alias)
-    return (DEFAULT_PROMPT,)
-
-
-def _prompt_alias(fields: Mapping[str, Field]) -> str | None:
-    known = {"_".join(_words(name)): name for name in reversed(list(fields)) if _takes_text(fields[name])}
-    ranked = [known[alias] for alias in _PROMPTS if alias in known]
-    in_schema = [name for name in ranked if fields[name].facets]
-    return next(iter(in_schema or ranked), None)
-
-
-def _takes_text(candidate: Field) -> bool:
-    if candidate.is_url or not candidate.free:
-        return False
-    if candidate.type == "array":
-        items = candidate.facets.get("items", {})
-        texts = not isinstance(items, Mapping) or items.get("type", "string") == "string"
-        return texts and all(isinstance(one, str) for one in candidate.sample or ())
-    return candidate.type in ("string", None)
-
-
-def _inner(root: JSON | None, candidate: Field) -> dict[str, Field]:
-    sample = candidate.sample if isinstance(candidate.sample, Mapping) else None
-    return _fields(root, sample, candidate.facets)
-
-
-def _place_prompt(
-    draft: _Draft,
-    text: str,
-    schema: JSON | None,
-    example: Mapping[str, JSON] | None,
-    fields: Mapping[str, Field],
-) -> None:
-    path = _prompt_path(schema, example)
-    closed = schema is not None and bool(schemas.properties(schema, schema))
-    if not text.strip() or (path[0] not in fields and closed):
+def _place_prompt(draft: _Draft, text: str, root: JSON | None, fields: Mapping[str, Field], name: str) -> None:
+    closed = root is not None and bool(schemas.properties(root, root))
+    if not text.strip() or (name not in fields and closed):
         return  # a model without a prompt (an upscaler) is not sent one
-    if len(path) == 1:
-        array = path[0] in fields and fields[path[0]].type == "array"
-        draft.fill(path[0], [text] if array else text, "prompt")
-        return
-    outer = _emptied(schema, fields[path[0]])
-    draft.fill(path[0], {**(outer or {}), path[1]: text}, "prompt")
+    place = fields.get(name)
+    if place is None or place.type != "array":
+        draft.fill(name, text, "prompt")
+    else:
+        draft.fill(name, [{"role": "user", "content": text} if place.holds_turns else text], "prompt")
 
 
 # -- files ---------------------------------------------------------------------------------------------
 
 
-def _place_files(draft: _Draft, files: tuple[Attachment, ...], fields: Mapping[str, Field], origin: str) -> None:
+def _place_files(draft: _Draft, files: Iterable[Attachment], fields: Mapping[str, Field], origin: Origin) -> None:
     """Each file to a field of its kind, the required and best named first; then the rest by guess."""
     kinds: dict[Kind, list[str]] = {}
     for one in files:
-        kinds.setdefault(kind(one), []).append(one.url)
+        if one.url not in draft.used:
+            kinds.setdefault(kind(one), []).append(one.url)
     placed = {
         of_kind: _spread(draft, urls, _ranked(fields, draft, of_kind), origin, guess=False)
         for of_kind, urls in kinds.items()
@@ -397,7 +187,7 @@ def _place_files(draft: _Draft, files: tuple[Attachment, ...], fields: Mapping[s
             _spread(draft, urls, _guessed(fields, draft, of_kind), origin, guess=True)
 
 
-def _spread(draft: _Draft, urls: list[str], ranked: list[Field], origin: str, *, guess: bool) -> bool:
+def _spread(draft: _Draft, urls: list[str], ranked: list[Field], origin: Origin, *, guess: bool) -> bool:
     """Fills the first field and, while URLs are left, the other required ones; whether there was a field."""
     rivals = sum(candidate.required for candidate in ranked) or len(ranked)
     left = urls
@@ -406,6 +196,7 @@ def _spread(draft: _Draft, urls: list[str], ranked: list[Field], origin: str, *,
             break
         whole = candidate.type == "array"
         draft.fill(candidate.name, left if whole else left[0], origin)
+        draft.used |= set(left if whole else left[:1])
         left = [] if whole else left[1:]
         if guess or (rivals > 1 and not whole):
             draft.guessed.add(candidate.name)
@@ -413,165 +204,26 @@ def _spread(draft: _Draft, urls: list[str], ranked: list[Field], origin: str, *,
 
 
 def _guessed(fields: Mapping[str, Field], draft: _Draft, of_kind: Kind) -> list[Field]:
-    """For files that no field of their kind takes: a field for any; if of unknown kind, the only media one."""
-    media = [one for wanted in _MEDIA for one in _ranked(fields, draft, wanted)]
+    """For files that no field of their kind takes: a field for any; a required URL; if of unknown kind, the
+    only media field."""
+    media = [one for wanted in MEDIA for one in _ranked(fields, draft, wanted)]
     needed = [one for one in media if one.required] or media
     only = needed if of_kind == "file" and len(needed) == 1 else []
-    return _ranked(fields, draft, "file") or only
+    nameless = [one for one in fields.values() if one.name not in draft.payload and one.needs_a_file]
+    return _ranked(fields, draft, "file") or nameless or only
 
 
 def _ranked(fields: Mapping[str, Field], draft: _Draft, of_kind: Kind) -> list[Field]:
     """The open fields that take files of that kind, the required and best named first."""
     found = [one for one in fields.values() if one.name not in draft.payload and one.kind == of_kind]
-    return sorted(filter(_takes_files, found), key=lambda one: (not one.required, _distance(one)))
+    return sorted((one for one in found if one.takes_files), key=lambda one: (not one.required, one.distance))
 
 
-def _distance(candidate: Field) -> tuple[bool, int]:
-    """How far a name is from the plain noun: image, then input_image, then mask and reference_image."""
-    words = _words(candidate.name)
-    return bool(_SECONDARY & set(words)), len(words)
-
-
-def _files_of_turns(conversation: Iterable[Mapping[str, JSON]], draft: _Draft) -> tuple[Attachment, ...]:
-    """The URLs of the last ten turns, the newest turn first, but for those that an answer put somewhere."""
-    used = {value for value in draft.payload.values() if isinstance(value, str)}
+def _files_of_turns(conversation: Iterable[Mapping[str, JSON]]) -> tuple[Attachment, ...]:
+    """The URLs of the last ten turns, the newest turn first."""
     turns = list(conversation)[-TURNS:]
-    urls = [url for turn in reversed(turns) for url in (*_turn_files(turn), *urls_in(_turn_text(turn)))]
-    return unique(Attachment(url) for url in urls if url not in used)
-
-
-# -- the conversation ----------------------------------------------------------------------------------
-
-
-def _place_answers(
-    draft: _Draft, conversation: Iterable[Mapping[str, JSON]], fields: Mapping[str, Field], prompt: str
-) -> None:
-    known = {name: candidate for name, candidate in fields.items() if name != prompt and _words(name)}
-    if not known:
-        return
-    pattern = _answer_pattern(known)
-    by_words = {"_".join(_words(name)): name for name in known}
-    answers: dict[str, JSON] = {}
-    for turn in conversation:
-        if turn.get("role") in ("user", "human"):
-            for words, value in _answers(_turn_text(turn), pattern):
-                name = words if words in known else by_words.get("_".join(_words(words)), "")
-                converted = _converted(value, known[name]) if name else None
-                if converted is not None:
-                    answers[name] = converted
-    for name, value in answers.items():
-        draft.fill(name, value, "conversation")
-
-
-def _answer_pattern(known: Iterable[str]) -> re.Pattern[str]:
-    spellings = {re.escape(name) for name in known}
-    spellings |= {r"[ _-]".join(map(re.escape, name.split("_"))) for name in known}
-    names = "|".join(sorted(spellings, key=lambda one: (-len(one), one)))
-    return re.compile(rf"(?<![\w.?&/=-])({names})[\"'`*]{{0,3}}[ \t]{{0,3}}[:=]", re.IGNORECASE)
-
-
-def _answers(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """`(key, value text)` in order: a value goes to the next known key or the end of its line."""
-    for line in text.splitlines():
-        found = list(pattern.finditer(line))
-        ends = [*(match.start() for match in found[1:]), len(line)]
-        for match, end in zip(found, ends, strict=False):  # one end too many on a line without an answer
-            value = line[match.end() : end].strip().rstrip(",;|& ")
-            yield match.group(1), _first_word(value) if match.group().endswith("=") else value
-
-
-def _first_word(value: str) -> str:
-    """What `key=value` gives: a quoted string or JSON whole, else up to a blank, comma or semicolon."""
-    if value[:1] in ("[", "{"):
-        return value
-    if value[:1] in ("'", '"') and (end := value.find(value[0], 1)) > 0:
-        return value[1:end]
-    return re.split(r"[\s,;]", value, maxsplit=1)[0]
-
-
-def _converted(text: str, candidate: Field) -> JSON:
-    """The answer in the type of its field; null where it does not convert."""
-    for spelled in dict.fromkeys((_bare(text), _bare(_first_word(text)))):
-        value = _member(spelled, candidate) if not candidate.free else _typed(spelled, candidate)
-        if value is not None:
-            return value
-    return None
-
-
-def _bare(text: str) -> str:
-    return text.strip().strip("\"'`*").rstrip(".,;!?").strip()
-
-
-def _member(text: str, candidate: Field) -> JSON:
-    options = candidate.facets.get("enum", [candidate.facets.get("const")])
-    spelled = [(schemas.spelled(option), option) for option in options]
-    exact = [option for shown, option in spelled if shown == text]
-    alike = [option for shown, option in spelled if shown.casefold() == text.casefold()]
-    return next(iter((*exact, *alike)), None)
-
-
-def _typed(text: str, candidate: Field) -> JSON:
-    match candidate.type:
-        case "integer":
-            return int(text) if re.fullmatch(r"[+-]?[0-9]{1,15}", text) else None
-        case "number":
-            plain = re.fullmatch(r"[+-]?[0-9]{0,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?", text)
-            return float(text) if plain and any(map(str.isdigit, text)) and text[0] not in "eE" else None
-        case "boolean":
-            return _BOOLEANS.get(text.lower())
-        case "array":
-            return _listed(text, candidate)
-        case "object":
-            value = _parsed(text)
-            return value if isinstance(value, dict) else None
-        case _:
-            if candidate.kind in (None, "text"):
-                return text or None
-            return next(iter(urls_in(text)), None)
-
-
-_BOOLEANS: Final = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0"), False),
-}
-
-
-def _listed(text: str, candidate: Field) -> JSON:
-    value = _parsed(text)
-    if isinstance(value, list):
-        return value
-    items = candidate.facets.get("items")
-    sample = candidate.sample[0] if isinstance(candidate.sample, list) and candidate.sample else None
-    one = Field(candidate.name, items if isinstance(items, Mapping) else {}, sample)
-    parts = [_converted(part, one) for part in text.strip("[]").split(",") if part.strip()]
-    return parts if parts and None not in parts else None
-
-
-def _parsed(text: str) -> JSON:
-    try:
-        return json.loads(text, parse_constant=_no_constant) if text[:1] in ("[", "{") else None
-    except (ValueError, RecursionError):
-        return None
-
-
-def _no_constant(name: str) -> JSON:
-    raise ValueError(name)
-
-
-def _turn_parts(turn: Mapping[str, JSON]) -> list[JSON]:
-    said = next((turn[key] for key in ("content", "text", "message") if turn.get(key)), None)
-    return list(said) if isinstance(said, list | tuple) else [said]
-
-
-def _turn_text(turn: Mapping[str, JSON]) -> str:
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in _turn_parts(turn)]
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _turn_files(turn: Mapping[str, JSON]) -> list[str]:
-    parts = [part.get("image_url") for part in _turn_parts(turn) if isinstance(part, Mapping)]
-    urls = [part.get("url") if isinstance(part, Mapping) else part for part in parts]
-    return [url for url in urls if isinstance(url, str) and _URL.match(url)]
+    urls = [url for turn in reversed(turns) for url in (*turn_files(turn), *urls_in(turn_text(turn)))]
+    return unique(map(Attachment, urls))
 
 
 # -- the example and the defaults ----------------------------------------------------------------------
@@ -582,27 +234,36 @@ def _place_settings(draft: _Draft, root: JSON | None, fields: Mapping[str, Field
         kept = _emptied(root, candidate) if candidate.sampled else None
         if kept is not None or (candidate.sampled and _keeps_null(candidate)):
             draft.fill(name, kept, "example")
-        elif _is_negative(name):
+        elif candidate.negative:
             if candidate.required:
-                draft.fill(name, "", "default")
+                draft.fill(name, "", "schema_default")
         elif candidate.kind is None and candidate.facets.get("default") is not None:
-            draft.fill(name, copy.deepcopy(candidate.facets["default"]), "default")
+            draft.fill(name, copy.deepcopy(candidate.facets["default"]), "schema_default")
 
 
 def _emptied(root: JSON | None, candidate: Field) -> JSON:
     """What the sample leaves behind: null for content, `[]` for an array, objects field by field."""
-    if _is_negative(candidate.name) and candidate.type in ("string", None):
+    if candidate.negative and candidate.type in ("string", None):
         return ""
-    if candidate.kind is not None:
+    if isinstance(candidate.sample, list | tuple) and candidate.type == "array":
+        return [] if candidate.required or not candidate.facets.get("minItems") else None
+    if candidate.kind is not None or _misplaced(candidate):
         return None
     if isinstance(candidate.sample, list | tuple):
-        return [] if candidate.required or not candidate.facets.get("minItems") else None
+        return None
     if not isinstance(candidate.sample, Mapping):
         return candidate.sample
-    inner = _inner(root, candidate)
+    inner = inner_fields(root, candidate)
     kept = {name: _emptied(root, one) for name, one in inner.items() if one.sampled}
     rest = {name: value for name, value in kept.items() if value is not None or _keeps_null(inner[name])}
-    return None if not rest and _kind_by_name(candidate.name) else rest
+    return None if not rest and kind_by_name(candidate.name) else rest
+
+
+def _misplaced(candidate: Field) -> bool:
+    """A sample of content where the schema has something else: a text for a number, a value that no enum has."""
+    content = isinstance(candidate.sample, str) and (kind_by_name(candidate.name) or is_url(candidate.sample))
+    allowed = candidate.facets.get("enum", [candidate.facets.get("const")])
+    return bool(content) and candidate.kind is None and candidate.sample not in allowed
 
 
 def _keeps_null(candidate: Field) -> bool:
@@ -611,7 +272,7 @@ def _keeps_null(candidate: Field) -> bool:
 
 
 def _baseline(draft: _Draft, example: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    defaults = {name: draft.payload[name] for name, origin in draft.origins.items() if origin == "default"}
+    defaults = {name: draft.payload[name] for name, origin in draft.origins.items() if origin == "schema_default"}
     return copy.deepcopy({**defaults, **(example or {})})
 
 
@@ -628,17 +289,8 @@ def _empty(value: JSON, root: JSON | None, node: JSON) -> bool:
 
 
 def _confidence(payload: Mapping[str, JSON], guessed: set[str], schema: JSON) -> float:
-    wanted = [name for name in schemas.required(schema, schema) if not _is_negative(name)]
+    wanted = [name for name in schemas.required(schema, schema) if not is_negative(name)]
     absent = missing(payload, schema)
     scores = [0.0 if name in absent else 0.5 if name in guessed else 1.0 for name in wanted]
     mean = sum(scores) / len(scores) if scores else 1.0
     return round(mean * (0.5 if schemas.violations(schema, payload) else 1.0), 4)
-
-
-def _derived(sample: JSON) -> dict[str, JSON]:
-    named = json_type(sample)
-    return {} if named is None else {"type": named}
-
-
-def _without(mapping: Mapping[str, JSON], name: str) -> dict[str, JSON]:
-    return {key: value for key, value in mapping.items() if key != name}

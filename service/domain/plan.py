@@ -17,7 +17,9 @@ CLOCKS_APART: Final = timedelta(seconds=0.25)  # a wake-up may be this early by 
 class Documents:
     """What is large about a run, beside its hot row.
 
-    `description` holds what the payload was built with: `{schema, baseline, origins, confidence, flag_words}`.
+    `description` holds what the payload was built with: `{schema, baseline, origins, confidence, flag_words,
+    missing}`; and, once a human edited it: `editors` (field → who), `built` (the payload as it was built),
+    `previous` (before the last edit), `rounds` (how many times what is missing was answered only in part).
     """
 
     run_input: Mapping[str, Any]
@@ -98,7 +100,7 @@ def next_action(run: Run, docs: Documents, call: ProviderCall | None, *, provide
     """The one thing to do now. `call` is the run's current provider call, if its intent was written."""
     match run.step:
         case Step.INFORMATION_REVIEW:
-            return Build() if docs.payload is None else _review(run, Checkpoint.INFORMATION_REVIEW, _information(docs))
+            return Build() if docs.payload is None else information(run, docs)
         case Step.PAYLOAD_REVIEW:
             return _review(run, Checkpoint.PAYLOAD_REVIEW, _payload(run, docs))
         case Step.API_CALL:
@@ -116,19 +118,28 @@ def _review(run: Run, checkpoint: Checkpoint, reasons: Sequence[str]) -> Action:
     return Ask(checkpoint, fresh) if fresh else Pass(Step(checkpoint.value))
 
 
-def _information(docs: Documents) -> list[str]:
+def information(run: Run, docs: Documents) -> Action:
+    """Ask for what is missing or unsure, as often as configured."""
     about = docs.description or {}
     missing = payload.missing(docs.payload, about.get("schema"))
-    return policy.information_reasons(docs.config, missing=missing, confidence=about.get("confidence", 1.0))
+    if missing and about.get("rounds", 0) >= docs.config.max_information_rounds:
+        message = f"required input was still missing after {docs.config.max_information_rounds} rounds"
+        return Fail("information_incomplete", message, recoverable=False)
+    reasons = policy.information_reasons(docs.config, missing=missing, confidence=about.get("confidence", 1.0))
+    return _review(run, Checkpoint.INFORMATION_REVIEW, reasons)
 
 
 def _payload(run: Run, docs: Documents) -> list[str]:
-    about = docs.description or {}
-    flags = set(detectors.flag_words(docs.payload, about.get("flag_words") or {}))
-    if detectors.pii(docs.payload):
-        flags.add("pii")
-    changed = payload.changes(about.get("baseline") or {}, docs.payload)
-    return policy.payload_reasons(docs.config, flags=flags, changes=changed, cost_usd=run.estimated_usd)
+    return payload_reasons(docs.config, docs.description or {}, docs.payload, cost_usd=run.estimated_usd)
+
+
+def payload_reasons(
+    config: HitlConfig, about: Mapping[str, Any], built: Mapping[str, Any], *, cost_usd: float | None
+) -> list[str]:
+    """Why this payload, described so, would be put to a human."""
+    flags = {found.flag for found in detectors.findings(built, about.get("flag_words") or {})}
+    changes = payload.changes(about.get("baseline") or {}, built)
+    return policy.payload_reasons(config, flags=flags, changes=changes, cost_usd=cost_usd)
 
 
 def adoptable_until(call: ProviderCall, provider: Abilities) -> datetime | None:

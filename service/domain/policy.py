@@ -94,6 +94,9 @@ class HitlConfig(BaseModel):
     auto_approve_confidence_threshold: float = Field(default=0.9, ge=0, le=1)
     review_thresholds: ReviewThresholds = ReviewThresholds()
     max_payload_changes: int = Field(default=5, ge=0)
+    max_information_rounds: int = Field(
+        default=3, ge=1, le=100, description="how often what is still missing is asked for before the run fails"
+    )
     require_approval_safety_flags: list[Name] = Field(
         default=["nsfw", "pii", "copyright", "content_filter", "refusal"], max_length=100
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service.domain import schema as schemas
+from service.domain.patch import pointer
 from service.errors import Invalid
 
 
@@ -26,6 +27,12 @@ class ToolConfig(BaseModel):
     example_input: dict[str, Any] | None = None
 
 
+def config_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool's config out of its catalogue entry: a `data` that is not empty wins over what stands beside it."""
+    nested = entry.get("data")
+    return nested if isinstance(nested, Mapping) and nested else entry
+
+
 def checked(model: type[T], config: Mapping[str, Any], *, tool: str) -> T:
     """The config as its model. Raises `Invalid` with pointers into the request."""
     try:
@@ -35,6 +42,7 @@ def checked(model: type[T], config: Mapping[str, Any], *, tool: str) -> T:
         raise Invalid(
             "the tool's config is not valid",
             errors=[
-                {"pointer": at + "".join(f"/{part}" for part in e["loc"]), "message": e["msg"]} for e in error.errors()
+                {"pointer": at + pointer(e["loc"]), "message": e["msg"].removeprefix("Value error, ")}
+                for e in error.errors(include_url=False, include_input=False, include_context=False)
             ],
         ) from None

@@ -16,6 +16,7 @@ from service.domain.call import (
     Rejected,
     Unreachable,
 )
+from service.domain.fields import prompt_path
 from service.providers.config import Cost, Schema, ToolConfig, checked
 from service.providers.protocol import Provider, Request
 
@@ -73,7 +74,7 @@ class EchoProvider(Provider):
         except TimeoutError:
             return OutcomeUnknown("no answer in time")
         if (nth := request.sent_before) < len(echo.fail):
-            return _failure(echo.fail[nth])
+            return _failure(echo.fail[nth], prompt_path(echo.schema_, echo.example_input)[0])
         payload = orjson.loads(request.body)
         return Answered(
             output=payload,
@@ -85,19 +86,19 @@ class EchoProvider(Provider):
         )
 
 
-def _failure(failure: EchoFailure) -> Outcome:
+def _failure(failure: EchoFailure, prompt: str) -> Outcome:
     message = f"status {failure.status}"
     match failure.status:
         case 422:
             issue = {
-                "field": "prompt",
+                "field": prompt,
                 "issue": failure.message or "refused by the provider",
                 "severity": "error",
                 "suggested_fix": None,
                 "auto_fixable": False,
             }
             return InvalidInput([issue], raw={"message": failure.message})
-        case 429 | 500 | 501 | 502 | 503 | 504:
+        case status if status == 429 or status >= 500:
             return Unreachable(message)
         case 408:
             return OutcomeUnknown("no answer in time")

@@ -60,10 +60,13 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        address = await self._checked(host, port)
-        return await self._inner.connect_tcp(
-            address, port, timeout=timeout, local_address=local_address, socket_options=socket_options
-        )
+        *others, last = await self._checked(host, port)
+        for address in others:
+            try:
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue  # a name with an IPv6 and an IPv4 address may answer on one of them only
+        return await self._inner.connect_tcp(last, port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         raise BlockedAddress("unix sockets are not reached from here")
@@ -71,7 +74,8 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
-    async def _checked(self, host: str, port: int) -> str:
+    async def _checked(self, host: str, port: int) -> list[str]:
+        """The addresses of the host, in the system's order. Raises `BlockedAddress` if one may not be reached."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -81,7 +85,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectError("the host has no address")
         if not all(self._may_reach(host, address) for address in addresses):
             raise BlockedAddress("the host has an address that may not be reached")
-        return addresses[0]
+        return addresses
 
     def _may_reach(self, host: str, address: str) -> bool:
         if host.lower() in self._allow or address in self._allow or is_public(address):

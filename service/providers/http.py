@@ -31,8 +31,14 @@ _OURS: Final = frozenset({"content-length", "transfer-encoding", "host", "connec
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(value)
+        spaced = any(char.isspace() or not char.isprintable() for char in value)
+        usable = not spaced and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        httpx2.URL(value)
+    except (ValueError, httpx2.InvalidURL):
+        usable = False
+    if not usable:
         raise ValueError("must be an http or https URL")
     return value
 
@@ -101,14 +107,16 @@ class HttpProvider(Provider):
             return Unreachable("the connection broke before the answer")
 
     async def _send(self, request: Request) -> Outcome:
-        headers = {
-            **request.secrets.get("headers", {}),
-            "Content-Type": "application/json",
-            "Idempotency-Key": request.idempotency_key,
-            "X-HITL-Run-Id": str(request.run_id),
-            "X-HITL-Payload-SHA256": request.payload_sha256,
-            "X-HITL-Callback-Url": request.callback_url,
-        }
+        headers = httpx2.Headers(request.secrets.get("headers", {}))
+        headers.update(  # ours in place of theirs, however they spell the name
+            {
+                "Content-Type": "application/json",
+                "Idempotency-Key": request.idempotency_key,
+                "X-HITL-Run-Id": str(request.run_id),
+                "X-HITL-Payload-SHA256": request.payload_sha256,
+                "X-HITL-Callback-Url": request.callback_url,
+            }
+        )
         config = request.config
         async with self._client.stream(
             config.get("method", "POST"), config["url"], content=request.body, headers=headers, timeout=None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import Invalid, NoProvider
+from service.providers.config import config_of
 from service.providers.protocol import Provider
 
 
@@ -36,9 +37,21 @@ class Registry:
         entry = agent_tool_config[known[0]]
         if not isinstance(entry, Mapping):
             raise Invalid("the tool's config is not valid", errors=[_at(f"/{known[0]}", "must be an object")])
-        nested = entry.get("data")
-        config = nested if isinstance(nested, Mapping) and nested else entry
-        return provider, provider.check(config)
+        return provider, _checked(provider, entry)
+
+
+def _checked(provider: Provider, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config as the provider keeps it; a member that is null is one that was left out."""
+    config = config_of(entry)
+    try:
+        return provider.check({name: value for name, value in config.items() if value is not None})
+    except Invalid as refusal:
+        if config is not entry:  # point into the request as it was sent
+            ours = f"/run_input/agent_tool_config/{provider.tool}"
+            refusal.errors = tuple(
+                {**error, "pointer": f"{ours}/data{error['pointer'].removeprefix(ours)}"} for error in refusal.errors
+            )
+        raise
 
 
 def _at(pointer: str, message: str) -> dict[str, str]:

@@ -89,6 +89,12 @@ class Database:
             yield conn
 
     @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Conn]:
+        """A transaction that sees one moment and can change nothing."""
+        async with self.connection() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+            yield conn
+
+    @asynccontextmanager
     async def session(self, url: str | None = None) -> AsyncIterator[Conn]:
         """A connection of its own beside the pool, for what lives as long as a session. Raises `Unavailable`."""
         try:

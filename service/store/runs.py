@@ -207,10 +207,6 @@ async def count_build(conn: Conn, run_id: UUID, tries: int) -> None:
     await conn.execute("update runs set build_tries = $2 where id = $1", run_id, tries)
 
 
-async def set_payload(conn: Conn, run_id: UUID, payload: Any) -> None:
-    await conn.execute("update run_documents set payload = $2 where run_id = $1", run_id, payload)
-
-
 async def set_answer(conn: Conn, run_id: UUID, *, output: Any, raw: Any) -> None:
     await conn.execute(
         "update run_documents set output = $2, raw_response = $3, result = null where run_id = $1",

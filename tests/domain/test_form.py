@@ -1,6 +1,6 @@
 from typing import Any
 
-from service.domain.form import form, issues
+from service.domain.form import form, issues, with_allowed
 from service.domain.payload import Material, build
 
 SCHEMA: dict[str, Any] = {
@@ -18,7 +18,7 @@ SCHEMA: dict[str, Any] = {
 }
 KEYS = {
     *("name", "label", "type", "category", "required", "current_value", "default", "prompt", "collection"),
-    *("hint", "origin"),
+    *("hint", "allowed", "origin", "edited_by"),
 }
 
 
@@ -100,3 +100,32 @@ def test_a_built_payload_without_faults_has_no_issues() -> None:
 
     assert issues(built.payload, SCHEMA) == []
     assert issues({}, None)[0]["field"] == "prompt"
+
+
+def test_a_complaint_shows_what_stands_there_and_what_is_allowed_inside_objects_and_arrays_too() -> None:
+    deep: dict[str, Any] = {
+        "properties": {
+            "n": {"type": "integer", "minimum": 1, "maximum": 4},
+            "options": {"properties": {"mode": {"enum": ["a", "b"]}}},
+            "parts": {"items": {"properties": {"size": {"enum": [1, 2]}}}},
+        }
+    }
+    payload = {"n": 9, "options": {"mode": "c"}, "parts": [{"size": 1}, {"size": 3}]}
+
+    def told(field: str, **more: Any) -> tuple[Any, Any, Any]:
+        issue = with_allowed({"field": field, "issue": "refused", **more}, payload, deep)
+        return issue["current_value"], issue["allowed_values"], issue["suggested_fix"]
+
+    assert told("n") == (9, None, "Allowed: at least 1, at most 4.")
+    assert told("options.mode") == ("c", ["a", "b"], "One of: a, b.")
+    assert told("parts.1.size") == (3, [1, 2], "One of: 1, 2.")
+    assert told("parts.7.size") == (None, [1, 2], "One of: 1, 2.")
+    assert told("unheard.of") == (None, None, None)
+    assert told("n", suggested_fix="take 2")[2] == "take 2"
+
+
+def test_faulty_fields_come_first_in_the_form() -> None:
+    rows = form({"prompt": "x"}, SCHEMA, {}, title="t", first=["options.steps", "image", "unheard.of"])["fields"]
+
+    assert [row["name"] for row in rows][:3] == ["options", "image", "prompt"]
+    assert len(rows) == len(SCHEMA["properties"])

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.attachments import Attachment, from_prompt, kind
+from service.domain.fields import effective_schema, json_type
+from service.domain.form import issues
 from service.domain.payload import (
     Material,
     build,
     changes,
-    effective_schema,
-    json_type,
     missing,
     prompt_field,
 )
@@ -304,7 +304,7 @@ CONFIGS: dict[str, tuple[Any, Any, Material, dict[str, Any], tuple[str, ...]]] =
         {"prompt": "x", "tags": ["a"], "loras": ["https://s.example/l.safetensors"], "sizes": [1, 2]},
         None,
         Material(FOX),
-        {"prompt": FOX, "tags": [], "sizes": []},
+        {"prompt": FOX, "tags": [], "loras": [], "sizes": []},
         (),
     ),
     "nested settings": (
@@ -567,6 +567,44 @@ def test_building_is_repeatable_and_confidence_stays_in_its_range(material: Mate
     assert 0.0 <= built.confidence <= 1.0
 
 
+ANY_TYPE = st.sampled_from(
+    [
+        TEXT,
+        URI,
+        {},
+        {"type": "integer", "maximum": 9},
+        {"type": "boolean", "default": True},
+        {"type": ["string", "null"], "minLength": 3},
+        {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        {"type": "array", "items": URI, "minItems": 2},
+        {"type": "array", "items": TEXT},
+        {"enum": ["bold", 4]},
+        {"type": "object", "properties": {"prompt": TEXT, "image": URI, "n": {"type": "integer"}}, "required": ["n"]},
+        {"type": "object", "additionalProperties": False},
+    ]
+)
+schema_parts = st.dictionaries(st.sampled_from((*CONTENT, *SETTINGS, "options", "config")), ANY_TYPE, max_size=8)
+any_schema = st.builds(
+    lambda parts, required, closed: {**_object(sorted(required), **parts), "additionalProperties": not closed},
+    schema_parts,
+    st.sets(st.sampled_from(CONTENT), max_size=3),
+    st.booleans(),
+)
+
+
+@given(materials, examples, any_schema)
+def test_under_any_schema_no_sample_leaks_and_every_fault_is_told(
+    material: Material, example: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    built = build(material, schema=schema, example=example)
+
+    told = {issue["field"].partition(".")[0] for issue in issues(built.payload, schema)}
+    faulty = {fault.pointer.split("/")[1] for fault in violations(schema, built.payload)}
+    assert SECRET not in json.dumps(built.payload)
+    assert faulty | set(built.missing) <= told
+    assert built == build(material, schema=schema, example=example)
+
+
 # -- origins, confidence, changes ----------------------------------------------------------------------
 
 
@@ -576,10 +614,10 @@ def test_each_field_says_where_it_came_from() -> None:
 
     assert built.origins == {
         "prompt": "prompt",
-        "aspect_ratio": "default",
+        "aspect_ratio": "schema_default",
         "num_outputs": "example",
         "seed": "conversation",
-        "go_fast": "default",
+        "go_fast": "schema_default",
         "image_prompt": "attachment",
     }
 
