@@ -108,8 +108,7 @@ class Caller:
         body = canonical(held.docs.payload)
         after = After.nothing()
         async with self._services.db.transaction() as conn:
-            await runs.lock_held(conn, held.run.id, held.token)
-            if await overtaken(conn, held):
+            if action.again is not None and await overtaken(conn, held):
                 return None
             begun = await locked(self._services, conn, held, passed)
             if begun is None:

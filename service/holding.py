@@ -64,7 +64,8 @@ async def locked(services: Services, conn: Conn, held: Held, passed: Sequence[Pa
 
 async def overtaken(conn: Conn, held: Held) -> bool:
     """Whether a callback or a notice has changed the call since it was read; then it is read anew, and the plan is
-    to be made again. The run is locked already: nobody changes the call after this."""
+    to be made again. Locks the run first, under its token: nobody changes the call after this. Raises `LeaseLost`."""
+    await runs.lock_held(conn, held.run.id, held.token)
     current = await calls.lock(conn, held.run.id, held.run.call_no)
     same = _standing(current) == _standing(held.call)
     held.call = current

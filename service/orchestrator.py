@@ -262,8 +262,7 @@ class HITLOrchestrator:
     async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str | None:
         after = After.nothing()
         async with self._services.db.transaction() as conn:
-            await runs.lock_held(conn, held.run.id, held.token)
-            if await overtaken(conn, held):
+            if action.checkpoint is Checkpoint.OUTCOME_UNKNOWN and await overtaken(conn, held):
                 return None
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
@@ -297,12 +296,12 @@ class HITLOrchestrator:
     async def _suspend(self, held: Held, action: Suspend) -> str | None:
         after = After.nothing()
         async with self._services.db.transaction() as conn:
+            if await overtaken(conn, held):
+                return None
             run = await runs.lock_held(conn, held.run.id, held.token)
             if run.status is RunStatus.PAUSED:
                 await put_down(self._services, conn, run)
                 return "paused"
-            if await overtaken(conn, held):
-                return None
             now = self._services.db.now()
             await runs.save(conn, awaiting(self._services, run, action.until, after, now=now), [], now=now)
         await carry_out(self._services, after)
