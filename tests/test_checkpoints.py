@@ -6,7 +6,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.domain.policy import ALL_REVIEWS
+from service.domain.detectors import DETECTORS, Detector
+from service.domain.policy import ALL_REVIEWS, HitlConfig
+from service.runtime import Runtime, open_runtime
+from tests.acting import begin, sql, worker
 from tests.conftest import Provider, at, decide, echo, http_tool, run_body, settled, start
 
 EXAMPLE = {"prompt": "sample", "image": "https://s.example/s.png", "seed": 7}
@@ -215,3 +218,25 @@ async def test_a_threshold_asks_on_one_side_of_its_edge_only(
 
     assert [reason for waiting in run["pending_actions"] for reason in waiting["reasons"]] == ([asks] if asks else [])
     assert run["status"] == ("awaiting_human" if asks else "completed")
+
+
+# -- detectors of other packages -----------------------------------------------------------------------
+
+
+class Installed:
+    """What the metadata of an installed package names in the group `hitl.detectors`."""
+
+    def load(self) -> Detector:
+        return Detector("codename", "secret", lambda text: "bluebird" in text)
+
+
+async def test_a_package_beside_the_service_adds_its_detector(empty: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.domain.detectors.DETECTORS", dict(DETECTORS))
+    monkeypatch.setattr("service.runtime.entry_points", lambda group: [Installed()] if "detectors" in group else [])
+    config = HitlConfig(policy="auto", require_approval_safety_flags=["secret"])
+
+    async with open_runtime(empty.settings, process="test"):
+        run_id = await begin(empty, echo({"prompt": "x", "project": "bluebird"}), config)
+        assert await worker(empty).advance(run_id) == "awaiting_human"
+
+    assert await sql(empty, "select reasons from approvals where run_id = $1", run_id) == ["safety.secret"]
