@@ -34,6 +34,7 @@ from service.domain.plan import (
     looked_at,
     next_action,
 )
+from service.domain.policy import Checkpoint
 from service.domain.question import opened, prepared
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable

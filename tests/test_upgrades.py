@@ -62,7 +62,7 @@ async def push(runtime: Runtime, run_id: UUID) -> None:
             who = state.FIRST if question.decisions and question.decisions[-1].actor == who.subject else who
             await decide(services, question.id, Order("approve", edits), who)
         case RunStatus.AWAITING_PROVIDER:
-            query = parse_qs(urlsplit(callback_url(services, run_id, run.call_no)).query)
+            query = parse_qs(urlsplit(callback_url(services, run.provider, run_id, run.call_no)).query)
             await take_callback(services, run_id, run.call_no, query["signature"][0], {"late": True})
         case RunStatus.PAUSED | RunStatus.FAILED:
             await resume_run(services, run_id, DEV)
