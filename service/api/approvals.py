@@ -21,12 +21,12 @@ from service.api.models import (
 from service.api.operation import Call, Operation, Reply, pointers
 from service.api.problems import problem
 from service.api.runs import idempotency
-from service.api.views import approval_view
 from service.commands import approvals as commands
 from service.commands.approvals import Decided, Question
 from service.domain.approval import Approval, Order
 from service.domain.ids import job_id, parse_id
 from service.domain.principal import Permission
+from service.domain.view import approval_view
 from service.errors import HitlError, Invalid, NotFound
 from service.notifier import wait_until
 from service.store import approvals

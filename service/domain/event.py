@@ -84,12 +84,16 @@ def event_hash(event: Event) -> str:
 
 
 def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[Event]]:
-    """The facts as the run's next events, and the run with its counter and last hash moved on."""
+    """The facts as the run's next events, and the run with its counter and last hash moved on.
+
+    Each event says how its transaction left the run, so that whoever reads it later can tell the same again.
+    """
     events: list[Event] = []
     seq, last = run.event_seq, run.event_hash
+    stands = {"run_status": run.status.value, "current_step": run.step.value}
     for fact in facts:
         seq += 1
-        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, fact.data, last, "")
+        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, {**fact.data, **stands}, last, "")
         event = replace(bare, hash=event_hash(bare))
         last = event.hash
         events.append(event)
