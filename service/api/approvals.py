@@ -140,10 +140,10 @@ async def _decide(call: Call, body: DecisionRequest, approval_id: UUID, *, run_i
     order = Order(body.action, body.edits, body.reason, body.payload_sha256)
     decided = await commands.decide(call.services, approval_id, order, call.principal, run_id=run_id)
     headers = {"Idempotent-Replayed": "true"} if decided.replayed else {}
-    return Reply(_taken(decided), 200, headers)
+    return Reply(taken(decided), 200, headers)
 
 
-def _taken(decided: Decided) -> dict[str, Any]:
+def taken(decided: Decided) -> dict[str, Any]:
     approval, run = decided.approval, decided.run
     return {
         "success": True,

@@ -3,19 +3,26 @@
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from service.api import approvals, operations, runs
+from service.api import approvals, messages, operations, runs, sockets, streams
 from service.api.operation import Operation, serve
 
-TABLE: tuple[Operation, ...] = (*runs.OPERATIONS, *approvals.OPERATIONS, *operations.OPERATIONS)
+TABLE: tuple[Operation, ...] = (
+    *runs.OPERATIONS,
+    *approvals.OPERATIONS,
+    *operations.OPERATIONS,
+    *messages.OPERATIONS,
+    *sockets.OPERATIONS,
+    *streams.OPERATIONS,
+)
 
 
-def routes() -> list[Route]:
+def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in TABLE:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    return [_route(path, methods) for path, methods in by_path.items()]
+    return [*(_route(path, methods) for path, methods in by_path.items()), WebSocketRoute("/hitl/ws", sockets.endpoint)]
 
 
 def _route(path: str, methods: dict[str, Operation]) -> Route:

@@ -21,7 +21,10 @@ class Snapshot:
     def parse(cls, text: str) -> "Snapshot":
         """Of `xmin:xmax:xip,…`. Raises `ValueError`."""
         low, high, between = text.split(":")
-        return cls(int(low), int(high), frozenset(int(xid) for xid in between.split(",") if xid))
+        found = cls(int(low), int(high), frozenset(int(xid) for xid in between.split(",") if xid))
+        if not 0 < found.xmin <= found.xmax < 2**63 or not all(found.xmin <= x < found.xmax for x in found.running):
+            raise ValueError("not a snapshot")
+        return found
 
     def __str__(self) -> str:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.running)))}"
@@ -54,6 +57,6 @@ class Cursor:
             raise ValueError("not a cursor of ours") from error
         since, until, run_id, seq = raw.split(" ")
         cursor = cls(Snapshot.parse(since), Snapshot.parse(until), (UUID(run_id), int(seq)))
-        if cursor.encode() != text:
+        if cursor.encode() != text or not 0 <= cursor.last[1] < 2**63:
             raise ValueError("not a cursor of ours")
         return cursor

@@ -93,6 +93,11 @@ async def news(conn: Conn, since: Snapshot) -> tuple[Snapshot, list[News]]:
     return Snapshot.parse(rows[0]["seen"]), found
 
 
+async def asked(conn: Conn, tenant: str, approval_id: UUID) -> None:
+    """Let readers of the tenant's inbox know of a question that belongs to no run."""
+    await conn.execute("insert into questions (approval_id, tenant) values ($1, $2)", approval_id, tenant)
+
+
 async def some(conn: Conn, keys: Sequence[tuple[UUID, int]]) -> list[Event]:
     """The events with these runs and seqs, in the order of run and seq."""
     rows = await conn.fetch(
