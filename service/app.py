@@ -1,6 +1,7 @@
 """Floor 8: the web process. `uvicorn --factory service.app:create_app`."""
 
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        _no_compression()
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
             hub = Hub(runtime.services.db, runtime.services.notifier)
             async with hub.running():
@@ -64,6 +67,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
         exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
         lifespan=lifespan,
     )
+
+
+def _no_compression() -> None:
+    """Compression costs each WebSocket 40 kB for as long as it idles. It is an option of the server, not of the app,
+    and uvicorn may have been started by hand: its signal handler leads to it."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(server, uvicorn.Server):
+        server.config.ws_per_message_deflate = False
 
 
 async def _openapi(request: Request) -> Response:
