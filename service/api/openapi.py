@@ -102,6 +102,8 @@ def _parameters(op: Operation, defs: dict[str, Any]) -> list[dict[str, Any]]:
     if op.status in (201, 202) and op.body is not None and op.body_required:
         schema = {"type": "string", "minLength": 1, "maxLength": 255}
         found.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": schema})
+    if "text/event-stream" in op.media_types:
+        found.append({"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"}})
     return found
 
 

@@ -178,6 +178,9 @@ class Hub:
                     valid = await keys.valid(conn, list(used))
             except Unavailable:
                 continue
+            except Exception as error:  # the hub goes on
+                log.error("live.failed", error=type(error).__name__)
+                continue
             for reader in list(self._readers):
                 if reader.key_id is not None and reader.key_id in used - valid:
                     reader.end(Ended.REVOKED)

@@ -152,7 +152,7 @@ async def of_line(
         from runs r left join unnest($4::uuid[], $5::bigint[]) as p (run_id, seq) on p.run_id = r.id
         join events e on e.run_id = r.id and e.seq > coalesce(p.seq, 0)
         where r.tenant = $1 and ($2::text is null or r.session_id = $2) and ($3::text is null or r.user_id = $3)
-          and pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) and (e.run_id, e.seq) > ($7, $8)
+          and pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) and (e.run_id, e.seq) > ($7, $8) and r.id >= $7
         order by e.run_id, e.seq limit $9
         """,
         line.tenant, line.session_id, line.user_id, list(positions), list(positions.values()), str(until), *beyond,
