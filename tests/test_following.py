@@ -100,30 +100,3 @@ async def test_events_of_another_server_are_old_news(empty: Runtime) -> None:
         await migrate(settings.database_url)
         assert await conn.fetchval("select max(xid)::text from events where run_id = $1", run_id) == "0"
         assert (await events.news(conn, Snapshot(3, 3, frozenset())))[1] == []
-
-
-async def test_what_is_new_is_found_by_index_among_a_hundred_thousand_events(empty: Runtime) -> None:
-    run_id = await begin(empty, echo(), session_id="s")
-    async with empty.services.db.transaction() as conn:
-        await conn.execute(
-            """
-            insert into events (run_id, seq, tenant, type, at, actor, data, prev_hash, hash, xid)
-            select $1, n, 'default', 'step.started', now(), 'system', '{}', '', '', '9'
-            from generate_series(3, 100000) n
-            """,
-            run_id,
-        )
-    async with empty.services.db.connection() as conn:
-        await conn.execute("analyze events")
-        now = await events.snapshot(conn)
-        plan = await conn.fetch(
-            """
-            explain select e.run_id from events e join runs r on r.id = e.run_id
-            where e.xid >= pg_snapshot_xmin($1::text::pg_snapshot)
-              and not pg_visible_in_snapshot(e.xid, $1::text::pg_snapshot)
-            """,
-            str(now),
-        )
-        assert "events_xid" in str(plan)
-        assert "Seq Scan on events" not in str(plan)
-        assert (await events.news(conn, now))[1] == []
