@@ -227,6 +227,7 @@ class Connection:
             await self._send_answers()
             while self._replays:
                 await self._replay(self._replays.popleft())
+                await self._send_answers()
             while not self._joining and not self._replays and (item := reader.take()) is not None:
                 await self._send_text(item.frame_text)
                 await self._send_answers()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.event import Event, EventType, rfc3339
+from service.domain.event import STANDS, Event, EventType, rfc3339
 from service.domain.run import RunStatus, Step
 
 _E = EventType
@@ -116,6 +116,8 @@ def _status(event: Event) -> dict[str, Any]:
     found = {"status": status, "current_step": step or event.data.get("current_step", Step.INFORMATION_REVIEW.value)}
     if "approval_id" in event.data:
         found["approval_id"] = event.data["approval_id"]
+    if event.type == EventType.PROVIDER_PROGRESS:
+        found["progress"] = {name: value for name, value in event.data.items() if name not in STANDS}
     return found
 
 

@@ -100,7 +100,8 @@ class Reader:
             return
         self._waiting.append(item)
         self._bytes += self._size(item)
-        if len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+        too_much = self._bytes > MAX_WAITING_BYTES and len(self._waiting) > 1  # one alone may be as large as it is
+        if too_much or len(self._waiting) > MAX_WAITING:
             self.end(Ended.BEHIND)
         self.woken.set()
 

@@ -205,6 +205,27 @@ async def test_what_is_unsubscribed_is_not_told_any_more(stack: Stack, client: h
     assert {frame["run_id"] for frame in live.seen if "event" in frame} == {run_id}
 
 
+async def test_hundreds_of_subscriptions_at_once_are_all_answered(stack: Stack) -> None:
+    """More than a connection's answers may wait, each with a replay that is empty."""
+    async with socket(stack.base_url) as live:
+        for n in range(300):
+            await live.say("subscribe", {"session_id": f"none-{n}", "after": {}})
+        heard = [(await live.hear("subscribed"))["data"]["session_id"] for _ in range(300)]
+        assert heard == [f"none-{n}" for n in range(300)]
+        await live.ask("ping", None, "pong")
+
+
+async def test_a_connection_follows_a_bounded_number_of_things(stack: Stack) -> None:
+    async with socket(stack.base_url) as live:
+        for n in range(1001):
+            await live.say("subscribe", {"session_id": f"none-{n}"})
+        refused = await live.hear("error")
+        assert refused["data"]["code"] == "too_many_subscriptions"
+        assert len(live.seen) == 1001
+        await live.ask("unsubscribe", {"session_id": "none-1"}, "unsubscribed")
+        assert (await live.ask("subscribe", {"session_id": "none-1000"}))["type"] == "subscribed"
+
+
 async def test_an_inbox_hears_requests_only_and_of_programs_too(stack: Stack, client: httpx2.AsyncClient) -> None:
     async with socket(stack.base_url) as live:
         assert (await live.ask("subscribe", {"inbox": True}))["data"] == {"inbox": True}

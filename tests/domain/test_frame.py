@@ -80,3 +80,9 @@ def test_a_step_that_began_is_the_current_one_though_the_transaction_went_furthe
     }  # fmt: skip
     assert frame(asked)["data"]["status"] == "awaiting_human"
     assert frame(asked)["data"]["current_step"] == "response_review"
+
+
+def test_progress_is_passed_on() -> None:
+    found = frame(told(EventType.PROVIDER_PROGRESS, text="a red", call=1))
+
+    assert found["data"]["progress"] == {"text": "a red", "call": 1}
