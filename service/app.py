@@ -1,6 +1,7 @@
 """Floor 8: the web process. `uvicorn --factory service.app:create_app`."""
 
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,21 +10,23 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.api import openapi, problems
+from service.api import asyncapi, openapi, problems
 from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
 from service.errors import HitlError
+from service.live.hub import Hub
 from service.runtime import open_runtime
 from service.settings import Settings, load_or_exit, require_or_exit
 
@@ -45,17 +48,23 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        _no_compression()
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
-            app.state.services = runtime.services
-            app.state.auth_required = given.auth_required
-            with leaving.on_sigterm(runtime.services.notifier.leave):
-                yield
+            services = runtime.services
+            hub = Hub(services.db, services.notifier)
+            async with hub.running():
+                app.state.services = services
+                app.state.auth_required = given.auth_required
+                app.state.hub = hub
+                with leaving.on_sigterm(services.notifier.leave):
+                    yield
 
     static = resources.files("service.api") / "static"
     return Starlette(
         routes=[
             *routes(),
             Route("/openapi.json", _openapi),
+            Route("/asyncapi.json", _asyncapi),
             Route("/docs", _docs),
             Mount("/docs/static", StaticFiles(directory=str(static))),
         ],
@@ -65,9 +74,22 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
 
 
+def _no_compression() -> None:
+    """Compression costs each WebSocket 40 kB for as long as it idles. It is an option of the server, not of the app,
+    and uvicorn may have been started by hand: its signal handler leads to it."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(server, uvicorn.Server):
+        server.config.ws_per_message_deflate = False
+
+
 async def _openapi(request: Request) -> Response:
     request.state.route = "/openapi.json"
     return json_response(openapi.document(), 200)
+
+
+async def _asyncapi(request: Request) -> Response:
+    request.state.route = "/asyncapi.json"
+    return json_response(asyncapi.document(), 200)
 
 
 async def _docs(request: Request) -> Response:
@@ -85,6 +107,12 @@ class RequestContext:
         self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            ids = _ids(HTTPConnection(scope))
+            scope.setdefault("state", {}).update({"route": "/hitl/ws", **ids})
+            with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
+                await self._app(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -119,7 +147,7 @@ class RequestContext:
             log.info("http.request", method=scope["method"], route=state["route"], status=status, duration_ms=took_ms)
 
 
-def _ids(request: Request) -> dict[str, str | None]:
+def _ids(request: HTTPConnection) -> dict[str, str | None]:
     given = request.headers.get("x-request-id", "")
     traceparent = request.headers.get("traceparent", "").strip().lower()
     traced = _TRACEPARENT.match(traceparent)

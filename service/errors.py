@@ -53,6 +53,10 @@ class BadSignature(Unauthenticated):
     code, title = "bad_signature", "The signature is missing or not valid"
 
 
+class ForeignOrigin(Forbidden):
+    code, title = "foreign_origin", "The page is not one of this service"
+
+
 class NotFound(HitlError):
     code, status, title = "not_found", 404, "Not found"
 
@@ -99,6 +103,10 @@ class NoOpenApproval(Conflict):
 
 class AmbiguousApproval(Conflict):
     code, title = "approval_ambiguous", "More than one approval is open: name it by approval_id"
+
+
+class TooManySubscriptions(Conflict):
+    code, title = "too_many_subscriptions", "The connection follows too much"
 
 
 class Invalid(HitlError):

@@ -54,7 +54,7 @@ async def locked(services: Services, conn: Conn, held: Held, passed: Sequence[Pa
         if done.step == "api_call":
             actor, message = f"provider:{fresh.provider}", "answered"
         await runs.record_step(conn, fresh, runs.StepRecord(done.step, "completed", now, actor, message))
-        data = {"step": done.step, "payload_sha256": fresh.payload_sha256}
+        data = {"step": done.step, "payload_sha256": fresh.payload_sha256, "call": fresh.call_no}
         facts.append(Fact(EventType.STEP_COMPLETED, actor, data))
         fresh = advanced(fresh)
         if fresh.step != "completed":

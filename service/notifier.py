@@ -46,6 +46,7 @@ class Notifier:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._followers: dict[UUID, set[asyncio.Event]] = {}
+        self._all: set[asyncio.Event] = set()
         self._stops: list[Callable[[UUID], None]] = []
         self._away_until = 0.0
         self.leaving = False
@@ -110,6 +111,16 @@ class Notifier:
         self.leaving = True
         self._heard(b"")
 
+    @contextmanager
+    def follow_all(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever anything may have changed."""
+        changed = asyncio.Event()
+        self._all.add(changed)
+        try:
+            yield changed
+        finally:
+            self._all.discard(changed)
+
     def on_stop(self, heard: Callable[[UUID], None]) -> None:
         """Call `heard` for every run that was ended from outside."""
         self._stops.append(heard)
@@ -128,6 +139,7 @@ class Notifier:
         if not data:  # messages may have been missed: everybody looks
             for subject in list(self._followers):
                 self._tell(subject)
+            self._tell_all()
             return
         text = data.decode("ascii", "replace")
         about = parse_id(text.removeprefix(STOP))
@@ -141,4 +153,9 @@ class Notifier:
 
     def _tell(self, subject: UUID) -> None:
         for event in self._followers.get(subject, ()):
+            event.set()
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for event in self._all:
             event.set()

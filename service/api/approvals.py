@@ -21,12 +21,12 @@ from service.api.models import (
 from service.api.operation import Call, Operation, Reply, pointers
 from service.api.problems import problem
 from service.api.runs import idempotency
-from service.api.views import approval_view
 from service.commands import approvals as commands
 from service.commands.approvals import Decided, Question
 from service.domain.approval import Approval, Order
 from service.domain.ids import job_id, parse_id
 from service.domain.principal import Permission
+from service.domain.view import approval_view
 from service.errors import HitlError, Invalid, NotFound
 from service.store import approvals
 
@@ -141,10 +141,10 @@ async def _decide(call: Call, body: DecisionRequest, approval_id: UUID, *, run_i
     order = Order(body.action, body.edits, body.reason, body.payload_sha256, body.partial)
     decided = await commands.decide(call.services, approval_id, order, call.principal, run_id=run_id)
     headers = {"Idempotent-Replayed": "true"} if decided.replayed else {}
-    return Reply(_taken(decided), 200, headers)
+    return Reply(taken(decided), 200, headers)
 
 
-def _taken(decided: Decided) -> dict[str, Any]:
+def taken(decided: Decided) -> dict[str, Any]:
     approval, run = decided.approval, decided.run
     return {
         "success": True,

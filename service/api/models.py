@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, mo
 from service.domain import schema as schemas
 from service.domain.policy import EscalateTo, HitlConfig, OnTimeout, Reviewers, Timeout
 
-_REQUEST: Final = ConfigDict(extra="forbid", strict=True)
+REQUEST: Final = ConfigDict(extra="forbid", strict=True)
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -35,7 +35,7 @@ JsonSchema = Annotated[dict[str, Any], AfterValidator(_schema)]
 
 
 class Attachment(BaseModel):
-    model_config = _REQUEST
+    model_config = REQUEST
     url: Annotated[str, Field(min_length=1, max_length=2000)]
     media_type: Annotated[str, Field(max_length=200)] | None = None
     name: Annotated[str, Field(max_length=500)] | None = None
@@ -48,7 +48,7 @@ class FileContent(RootModel[bytes]):
 class RunInput(BaseModel):
     """What a run is asked to do. Exactly one known tool must be configured."""
 
-    model_config = _REQUEST
+    model_config = REQUEST
     prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
     user_email: Annotated[str, Field(max_length=500)] | None = None
     user_id: Id | None = None
@@ -67,7 +67,7 @@ class RunInput(BaseModel):
 
 
 class StartRunRequest(BaseModel):
-    model_config = _REQUEST
+    model_config = REQUEST
     run_input: RunInput
     hitl_config: HitlConfig = HitlConfig()
     user_id: Id | None = None
@@ -78,7 +78,7 @@ class StartRunRequest(BaseModel):
 
 
 class StartHitlRequest(BaseModel):
-    model_config = _REQUEST
+    model_config = REQUEST
     run_input: RunInput
     hitl_config: HitlConfig = HitlConfig(policy="require_human")
 
@@ -86,7 +86,7 @@ class StartHitlRequest(BaseModel):
 class DecisionRequest(BaseModel):
     """One reviewer's answer, with the names that old clients use."""
 
-    model_config = _REQUEST
+    model_config = REQUEST
     approval_id: str | None = None
     action: Literal["approve", "edit", "reject", "retry"] | None = None
     edits: Any = None
@@ -120,14 +120,14 @@ class DecisionRequest(BaseModel):
 
 
 class DecisionsRequest(BaseModel):
-    model_config = _REQUEST
+    model_config = REQUEST
     decisions: Annotated[list[Any], Field(min_length=1, max_length=500)]
 
 
 class AskRequest(BaseModel):
     """A question that a program puts to a human."""
 
-    model_config = _REQUEST
+    model_config = REQUEST
     checkpoint_type: Annotated[str, Field(min_length=1, max_length=100)]
     message: Annotated[str, Field(min_length=1, max_length=10_000)]
     context: dict[str, Any]
@@ -152,7 +152,7 @@ class AskRequest(BaseModel):
 
 
 class EmptyRequest(BaseModel):
-    model_config = _REQUEST
+    model_config = REQUEST
 
 
 # Queries: unknown parameters are ignored, values come as text.
@@ -398,6 +398,11 @@ class EventView(Answer):
     data: dict[str, Any]
     prev_hash: str
     hash: str
+
+
+class TicketView(Answer):
+    ticket: str
+    expires_in_seconds: int
 
 
 class EventList(Answer):

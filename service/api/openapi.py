@@ -58,7 +58,7 @@ def document() -> dict[str, Any]:
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
-        "tags": [{"name": name} for name in ("runs", "approvals", "operations", "webhooks")],
+        "tags": [{"name": name} for name in ("runs", "approvals", "live", "operations", "webhooks")],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -105,6 +105,8 @@ def _parameters(op: Operation, defs: dict[str, Any]) -> list[dict[str, Any]]:
     if op.status in (201, 202) and op.body is not None and op.body_required:
         schema = {"type": "string", "minLength": 1, "maxLength": 255}
         found.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": schema})
+    if "text/event-stream" in op.media_types:
+        found.append({"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"}})
     return found
 
 

@@ -1,12 +1,12 @@
 """One entry of the route table: what it takes, who may, what it answers; and the pipeline that serves it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from service.api.body import read_answer, read_bytes, read_json
@@ -77,7 +77,7 @@ class Operation:
 async def serve(operation: Operation, request: Request) -> Response:
     """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
     services: Services = request.app.state.services
-    principal = await _principal(operation, request, services)
+    principal = await authenticate(request, services, operation.permission)
     _refuse_nul(request)
     query = _validated(operation.query, dict(request.query_params), "query")
     raw_body = await _raw_body(operation, request)
@@ -105,22 +105,22 @@ def json_response(
     return Response(orjson.dumps(body), status, dict(headers or {}), media_type=media_type)
 
 
-async def _principal(operation: Operation, request: Request, services: Services) -> Principal:
-    """Who asks. With auth off it is `dev`, who may everything in the tenant `default`."""
+async def authenticate(request: HTTPConnection, services: Services, permission: Permission | None) -> Principal:
+    """Who asks, if they may. With auth off it is `dev`, who may everything in the tenant `default`."""
     actor = request.headers.get("x-hitl-actor", "").strip()[:200]
     if actor.startswith(_OURS):
         raise Forbidden("actor names that begin with system: or provider: are the service's own")
     if not request.app.state.auth_required:
         return Principal(actor or DEV, "default", "admin")
-    if operation.permission is None:
+    if permission is None:
         return Principal("anonymous", "", "submitter")
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("send Authorization: Bearer <key>")
     principal = await keys.authenticate(services.db, services.keyring, key.strip())
-    demand(principal, operation.permission)
+    demand(principal, permission)
     if principal.role == "service" and actor:
-        return Principal(actor, principal.tenant, principal.role, principal.groups)
+        return replace(principal, subject=actor)
     return principal
 
 

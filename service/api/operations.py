@@ -4,9 +4,9 @@ import asyncio
 
 from service.api.models import CallbackQuery, Health, ProviderList, QueueView, Readiness, Received
 from service.api.operation import Call, Operation, Reply
-from service.api.views import when
 from service.commands.callbacks import take_callback
 from service.domain.ids import parse_id
+from service.domain.view import when
 from service.errors import BadSignature, HitlError
 from service.store import migrate, runs, workers
 

@@ -3,9 +3,9 @@
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from service.api import approvals, files, operations, runs, webhooks
+from service.api import approvals, files, messages, operations, runs, sockets, streams, webhooks
 from service.api.operation import Operation, serve
 
 TABLE: tuple[Operation, ...] = (
@@ -13,15 +13,18 @@ TABLE: tuple[Operation, ...] = (
     *approvals.OPERATIONS,
     *files.OPERATIONS,
     *operations.OPERATIONS,
+    *messages.OPERATIONS,
+    *sockets.OPERATIONS,
+    *streams.OPERATIONS,
     *webhooks.OPERATIONS,
 )
 
 
-def routes() -> list[Route]:
+def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in TABLE:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    return [_route(path, methods) for path, methods in by_path.items()]
+    return [*(_route(path, methods) for path, methods in by_path.items()), WebSocketRoute("/hitl/ws", sockets.endpoint)]
 
 
 def _route(path: str, methods: dict[str, Operation]) -> Route:

@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from service.api import paging
+from starlette.responses import Response
+
+from service.api import paging, streams
 from service.api.models import (
     CancelQuery,
     Changed,
@@ -169,10 +171,12 @@ async def list_session(call: Call) -> Reply:
     return Reply({**page, "has_pending_approvals": bool(waiting)})
 
 
-async def list_events(call: Call) -> Reply:
-    """The run's events after a seq."""
+async def list_events(call: Call) -> Reply | Response:
+    """The run's events after a seq; with `Accept: text/event-stream` as a live stream to the run's end."""
     query: EventsQuery = call.query
     run_id: UUID = call.id("run_id")
+    if streams.wants_stream(call.request):
+        return await streams.follow_run(call, run_id, query.after)
     async with call.services.db.connection() as conn:
         if await runs.get(conn, call.principal.tenant, run_id) is None:
             raise NotFound("no such run")
@@ -236,7 +240,10 @@ OPERATIONS = (
     Operation("GET", "/hitl/runs/{run_id}", get_run, RunView, query=WaitQuery, problems=(404,)),
     Operation("GET", "/hitl/run/{run_id}/status", get_run, RunView, query=WaitQuery, problems=(404,)),
     Operation("GET", "/hitl/runs/{run_id}/state", get_run, RunView, query=WaitQuery, problems=(404,)),
-    Operation("GET", "/hitl/runs/{run_id}/events", list_events, EventList, query=EventsQuery, problems=(404,)),
+    Operation(
+        "GET", "/hitl/runs/{run_id}/events", list_events, EventList, query=EventsQuery, problems=(404,),
+        media_types=("application/json", streams.EVENT_STREAM),
+    ),
     Operation(
         "POST", "/hitl/run/{run_id}/pause", pause_run, Changed, _SUBMIT, body=EmptyRequest, body_required=False,
         problems=(404, 409),

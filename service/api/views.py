@@ -6,54 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from service.commands.context import Services
-from service.domain import form, policy, silence
+from service.domain import form, policy
 from service.domain.approval import Approval
-from service.domain.event import rfc3339
 from service.domain.ids import job_id
 from service.domain.plan import Documents
 from service.domain.run import TOTAL_STEPS, Run, RunStatus, ms_between
+from service.domain.view import approval_view, when
 from service.store import approvals, runs
 from service.store.database import Conn
-
-
-def when(at: datetime | None) -> str | None:
-    return rfc3339(at) if at else None
-
-
-def approval_view(a: Approval) -> dict[str, Any]:
-    return {
-        "approval_id": str(a.id),
-        "run_id": str(a.run_id) if a.run_id else None,
-        "tenant": a.tenant,
-        "checkpoint_type": a.checkpoint_type,
-        "status": a.status.value,
-        "reasons": list(a.reasons),
-        "message": a.message,
-        "user_id": a.user_id,
-        "session_id": a.session_id,
-        "context": dict(a.context),
-        "schema": a.schema,
-        "payload_sha256": a.payload_sha256,
-        "created_at": when(a.created_at),
-        "expires_at": when(a.expires_at),
-        "on_timeout": a.on_timeout,
-        "silence": silence.in_words(a),
-        "reviewers": {"users": a.reviewers.users, "groups": a.reviewers.groups, "quorum": a.reviewers.quorum},
-        "claimed_by": a.claimed_by,
-        "claimed_until": when(a.claimed_until),
-        "decisions": [
-            {
-                "actor": d.actor,
-                "action": d.action,
-                "reason": d.reason,
-                "edits": d.edits,
-                "at": when(d.at),
-                "channel": d.channel,
-            }
-            for d in a.decisions
-        ],
-        "decided_at": when(a.decided_at),
-    }
 
 
 async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list[dict[str, Any]]:

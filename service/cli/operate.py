@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 import orjson
 
-from service.api.views import approval_view, run_view
+from service.api.views import run_view
 from service.cli.embed import operate
 from service.cli.output import cell, dumps, json_option, show
 from service.commands.approvals import Decided, decide
@@ -21,6 +21,7 @@ from service.domain.approval import Action, Approval, ApprovalStatus, Order
 from service.domain.event import Event, wire
 from service.domain.principal import Principal, Role
 from service.domain.run import Run, RunStatus
+from service.domain.view import approval_view
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
 from service.store import approvals, dead_jobs, events, keys, runs

@@ -27,7 +27,7 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, cancels, idempotency, runs, timers
+from service.store import approvals, calls, cancels, events, idempotency, runs, timers
 from service.store.database import Conn
 
 log = get_logger("commands.approvals")
@@ -162,6 +162,7 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
             assert found is not None
             return found, True
         await approvals.insert(conn, opened)
+        await events.asked(conn, opened.tenant, opened.id)
         if question.idempotency is not None:
             answer = {"approval_id": str(opened.id)}
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)

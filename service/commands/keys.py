@@ -48,4 +48,4 @@ async def authenticate(db: Database, keyring: Keyring, api_key: str) -> Principa
         found = await keys.find(conn, keyring.key_hashes(api_key))
     if found is None:
         raise Unauthenticated("the key is unknown, expired or revoked")
-    return Principal(found.subject, found.tenant, found.role, tuple(found.groups))
+    return Principal(found.subject, found.tenant, found.role, tuple(found.groups), found.id)

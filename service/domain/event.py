@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from service.domain.canonical import canonical, sha256_hex
@@ -33,6 +33,9 @@ class EventType(StrEnum):
     RUN_COMPLETED = "run.completed"
     RUN_FAILED = "run.failed"
     RUN_CANCELLED = "run.cancelled"
+
+
+STANDS: Final = ("run_status", "current_step")  # what `chain` adds to the data of each event
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,17 @@ def event_hash(event: Event) -> str:
 
 
 def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[Event]]:
-    """The facts as the run's next events, and the run with its counter and last hash moved on."""
+    """The facts as the run's next events, and the run with its counter and last hash moved on.
+
+    Each event says how its transaction left the run, so that whoever reads it later can tell the same again.
+    """
     events: list[Event] = []
     seq, last = run.event_seq, run.event_hash
     at = max(at, run.updated_at)  # two processes, two ideas of Postgres's clock: a record does not run backwards
+    stands = dict(zip(STANDS, (run.status.value, run.step.value), strict=True))
     for fact in facts:
         seq += 1
-        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, fact.data, last, "")
+        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, {**fact.data, **stands}, last, "")
         event = replace(bare, hash=event_hash(bare))
         last = event.hash
         events.append(event)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
+from uuid import UUID
 
 from service.errors import Forbidden
 
@@ -28,10 +29,13 @@ _MAY: Final[dict[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
+    """`key_id` is the key that was shown, if it was one: what stays open ends with it."""
+
     subject: str
     tenant: str
     role: Role
     groups: tuple[str, ...] = ()
+    key_id: UUID | None = None
 
 
 def demand(principal: Principal, permission: Permission) -> None:

@@ -62,6 +62,11 @@ async def get(conn: Conn, tenant: str, approval_id: UUID) -> Approval | None:
     return found[0] if found else None
 
 
+async def some(conn: Conn, approval_ids: Sequence[UUID]) -> list[Approval]:
+    """These approvals of any tenant, in no order."""
+    return await with_decisions(conn, await conn.fetch("select * from approvals where id = any($1)", approval_ids))
+
+
 async def lock(conn: Conn, approval_id: UUID) -> Approval | None:
     """The approval, locked. Its run, if it has one, was locked before: always in this order."""
     rows = await conn.fetch("select * from approvals where id = $1 for update", approval_id)

@@ -46,6 +46,18 @@ async def find(conn: Conn, hashes: Sequence[bytes]) -> ApiKey | None:
     return ApiKey(**row) if row else None
 
 
+async def valid(conn: Conn, key_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the keys that are neither revoked nor over."""
+    rows = await conn.fetch(
+        """
+        select id from api_keys
+        where id = any($1) and revoked_at is null and (expires_at is null or expires_at > now())
+        """,
+        key_ids,
+    )
+    return {row["id"] for row in rows}
+
+
 async def all_keys(conn: Conn) -> list[ApiKey]:
     rows = await conn.fetch(
         """

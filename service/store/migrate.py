@@ -56,9 +56,18 @@ async def migrate(url: str) -> list[str]:
         await conn.execute(_TABLE)
         rows = await conn.fetch("select version, checksum from schema_migrations")
         have = {row["version"]: row["checksum"] for row in rows}
-        return [name for migration in migrations() if (name := await _apply(conn, migration, have))]
+        applied = [name for migration in migrations() if (name := await _apply(conn, migration, have))]
+        await _settle_restored(conn)
+        return applied
     finally:
         await conn.close()  # frees the lock
+
+
+async def _settle_restored(conn: Conn) -> None:
+    """Events that were restored from another server bear its transaction ids, which may lie in this one's future:
+    they are old, and say so from now on, or streams would tell them once more."""
+    await conn.execute("update events set xid = '0' where xid >= pg_snapshot_xmax(pg_current_snapshot())")
+    await conn.execute("update questions set xid = '0' where xid >= pg_snapshot_xmax(pg_current_snapshot())")
 
 
 async def pending(conn: Conn) -> list[str]:

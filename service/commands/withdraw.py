@@ -1,0 +1,50 @@
+"""Use case: cancel what an approval stands for, which is its run, or the question itself where it has none."""
+
+from uuid import UUID
+
+from service.commands.context import After, Services, carry_out
+from service.commands.runs import cancel_run
+from service.domain import approval as rules
+from service.domain.approval import Approval, ApprovalStatus
+from service.domain.principal import Principal
+from service.errors import AlreadyDecided, NotFound
+from service.store import approvals
+
+
+async def withdraw(services: Services, approval_id: UUID, principal: Principal, *, reason: str | None) -> Approval:
+    """The approval as it ended; withdrawing it again changes nothing.
+
+    Raises `NotFound`, `AlreadyDecided`, and as `cancel_run`.
+    """
+    found = await _get(services, approval_id, principal)
+    if not found.is_open and found.status is not ApprovalStatus.CANCELLED:
+        raise AlreadyDecided("somebody decided first", extra={"approval": found})
+    if found.run_id is None:
+        return await _close(services, approval_id)
+    await cancel_run(services, found.run_id, principal, reason=reason)
+    return await _get(services, approval_id, principal)
+
+
+async def _get(services: Services, approval_id: UUID, principal: Principal) -> Approval:
+    async with services.db.connection() as conn:
+        found = await approvals.get(conn, principal.tenant, approval_id)
+    if found is None:
+        raise NotFound("no such approval")
+    return found
+
+
+async def _close(services: Services, approval_id: UUID) -> Approval:
+    """End a question that belongs to no run, unless somebody was first."""
+    after = After.nothing()
+    async with services.db.transaction() as conn:
+        current = await approvals.lock(conn, approval_id)
+        assert current is not None
+        if current.status is ApprovalStatus.CANCELLED:
+            return current
+        if not current.is_open:
+            raise AlreadyDecided("somebody decided first", extra={"approval": current})
+        closed = rules.cancelled(current, now=services.db.now())
+        await approvals.save(conn, closed)
+        after.changed.append(closed.id)
+    await carry_out(services, after)
+    return closed

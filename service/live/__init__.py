@@ -1,0 +1,1 @@
+"""Floor 4½: what happens, to everyone who follows it. Read from Postgres, hinted at by the notifier."""
