@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
 
 
+_SECRETS |= {"WEBSOCKET_URL", "WEBSOCKET_API_KEY"}  # a relay's URL may carry a token
+
+
 class SettingsError(Exception):
     """One line that names the variable, what was given and what is allowed."""
 
@@ -39,6 +42,8 @@ class Settings(BaseSettings):
     hitl_timer_horizon_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None
+    websocket_url: str | None = None
+    websocket_api_key: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = None
     hitl_pg_pooler: Literal["transaction"] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
@@ -67,6 +72,15 @@ class Settings(BaseSettings):
     def _redis(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("a URL that begins with redis:// or rediss://")
+        return value
+
+    @field_validator("websocket_url")
+    @classmethod
+    def _relay(cls, value: str | None) -> str | None:
+        if value is not None and (
+            urlsplit(value).scheme not in ("ws", "wss", "http", "https") or not urlsplit(value).hostname
+        ):
+            raise ValueError("a URL that begins with wss://, ws://, https:// or http://")
         return value
 
     @property

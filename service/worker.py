@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from service import logs
 from service.arq_worker import DRAINING
 from service.commands import approvals, timers
+from service.delivering import deliver
 from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.orchestrator import HITLOrchestrator
@@ -126,6 +127,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         if settings.hitl_pg_pooler is None or settings.direct_database_url:
             group.create_task(_every(0.1, "presence", lambda: _be_present(runtime, worker_id)))
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
+        group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 

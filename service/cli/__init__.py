@@ -9,7 +9,7 @@ import click
 import structlog
 
 from service import __version__, logs
-from service.cli import checks, demo, operate, processes
+from service.cli import checks, demo, operate, processes, webhooks
 from service.errors import HitlError
 from service.settings import SettingsError
 
@@ -25,7 +25,7 @@ def hitl() -> None:
 
 for command in (
     processes.up, demo.demo, checks.migrate_command, processes.web, processes.worker, operate.keys_group,
-    operate.runs_group, operate.approvals_group, operate.queue, checks.openapi, checks.doctor,
+    operate.runs_group, operate.approvals_group, operate.queue, webhooks.webhooks_group, checks.openapi, checks.doctor,
 ):  # fmt: skip
     hitl.add_command(command)
 

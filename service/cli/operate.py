@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Final, cast, get_args
 from uuid import UUID
@@ -24,12 +24,13 @@ from service.domain.run import Run, RunStatus
 from service.domain.view import approval_view
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
-from service.store import approvals, events, keys, runs
+from service.store import approvals, deliveries, events, keys, runs
 from service.store.database import Conn
 
 TAIL_EVERY_S: Final = 0.5
 PAGE: Final = 500
 ACTOR: Final = "cli"
+_FIGURES: Final = ("queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed")
 YEAR_S: Final = 366 * 86_400
 
 tenant_option = click.option("--tenant", help="Only of this tenant.")
@@ -349,16 +350,23 @@ def _approval_row(found: Approval) -> dict[str, Any]:
 def queue(tenant: str | None, as_json: bool) -> None:
     """What waits for what, by tenant."""
 
-    async def work(runtime: Runtime) -> Sequence[dict[str, Any]]:
+    async def work(runtime: Runtime) -> list[dict[str, Any]]:
         async with runtime.services.db.connection() as conn:
-            return await runs.queue_by_tenant(conn)
+            return _with_messages(await runs.queue_by_tenant(conn), await deliveries.figures(conn))
 
     rows = [{"id": row["tenant"], **row} for row in operate(work) if tenant in (None, row["tenant"])]
-    columns = (
-        *("tenant", "queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed"),
-        "oldest_queued_seconds",
-    )
+    columns = ("tenant", *_FIGURES, "oldest_queued_seconds", *deliveries.NONE)
     show(rows, columns, as_json=as_json)
+
+
+def _with_messages(rows: list[dict[str, Any]], messages: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """The figures of runs with those of messages out; a tenant may have only the latter."""
+    none = dict.fromkeys(_FIGURES, 0) | {"oldest_queued_seconds": 0.0}
+    by_tenant = {row["tenant"]: row for row in rows}
+    return [
+        {"tenant": name, **by_tenant.get(name, none), **messages.get(name, deliveries.NONE)}
+        for name in sorted({*by_tenant, *messages})
+    ]
 
 
 def _show_one(row: dict[str, Any], *, as_json: bool) -> None:

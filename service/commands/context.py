@@ -45,6 +45,8 @@ class After:
 
 async def carry_out(services: Services, after: After) -> None:
     """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
+    if services.db.take_filled():
+        await services.notifier.deliver()
     for run in after.wake:
         await services.queue.wake(run)
     for run_id in after.stopped:
