@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service.commands.approvals import decide
 from service.commands.context import Services
@@ -21,6 +21,12 @@ RESPONSE: Final = "hitl_approval_response"
 log = get_logger("deliveries.answers")
 
 
+def _not_ours(actor: str) -> str:
+    if not actor.strip() or actor.startswith(("system:", "provider:")):
+        raise ValueError("names that begin with system: or provider: are the service's own")
+    return actor
+
+
 class Response(BaseModel):
     """One reviewer's answer. `actor` is who gave it, as a `service` key names them with `X-HITL-Actor`."""
 
@@ -30,7 +36,7 @@ class Response(BaseModel):
     edits: Any = None
     reason: Annotated[str, Field(max_length=10_000)] | None = None
     payload_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    actor: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^(?!system:|provider:)\S")] | None = None
+    actor: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_ours)] | None = None
 
 
 async def answer(services: Services, text: str | bytes) -> dict[str, Any] | None:
