@@ -34,7 +34,7 @@ async def list_providers(call: Call) -> Reply:
 
 async def get_webhook_secret(call: Call) -> Reply:
     """The secret that signs the tenant's webhooks now."""
-    return Reply({"key": await webhooks.secret(call.services, call.principal.tenant)}, headers=_NO_STORE)
+    return Reply({"key": await webhooks.secret(call.services, call.principal.tenant)})
 
 
 async def take_http_callback(call: Call) -> Reply:
@@ -68,7 +68,6 @@ async def _postgres(call: Call) -> str:
         return "away"
 
 
-_NO_STORE = {"Cache-Control": "no-store"}
 OPERATIONS = (
     Operation("GET", "/hitl/queue", get_queue, QueueView, tag="operations"),
     Operation("GET", "/hitl/providers", list_providers, ProviderList, tag="operations"),
