@@ -2,10 +2,14 @@
 
 import asyncio
 import base64
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -335,6 +339,23 @@ async def test_a_target_that_hangs_does_not_hold_up_another(
     assert held <= Webhooks.per_target + 1
 
 
+async def test_a_hint_after_the_commit_sends_at_once(
+    empty: Runtime, client: httpx2.AsyncClient, provider: Provider
+) -> None:
+    idle = Sender(empty.services, Webhooks(empty.services, client), poll_s=3600)
+    async with empty.services.notifier.running():
+        with empty.services.notifier.on_deliver(idle.wake):
+            task = asyncio.create_task(idle.run())
+            for count in range(1, 4):
+                question = Question("deploy", "May I?", {}, callback_url=provider.url)
+                await approvals.ask(empty.services, question, DEV)
+                async with asyncio.timeout(10):
+                    while len(provider.seen) < count:
+                        await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+
+
 # secrets
 
 
@@ -430,3 +451,72 @@ async def test_what_is_listed_names_the_host_and_nothing_else_of_the_url(empty: 
     (row,) = await rows(empty)
     assert row["host"] == "hooks.example.com:8443"
     assert "secret" not in orjson.dumps(row, default=str).decode()
+
+
+# operating it
+
+
+def hitl(runtime: Runtime, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    settings = runtime.settings
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HITL_")},
+        "DATABASE_URL": str(settings.database_url),
+        "REDIS_URL": str(settings.redis_url),
+        "HITL_SECRET_KEY": str(settings.hitl_secret_key),
+    }
+    command = [str(Path(sys.executable).parent / "hitl"), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_an_operator_lists_dead_letters_redelivers_and_rotates(
+    empty: Runtime, client: httpx2.AsyncClient, provider: Provider
+) -> None:
+    provider.script = [(500, {})] * 9
+    await advanced(empty, provider.url)
+    await send_all(empty, client)
+    await advanced(empty, provider.url)
+
+    async def printed(*arguments: str) -> Any:
+        done = await asyncio.to_thread(hitl, empty, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        return orjson.loads(done.stdout) if "--json" in arguments else done.stdout.strip()
+
+    (dead,) = await printed("webhooks", "list", "--dead", "--json")
+    assert (dead["status"], dead["error"], dead["type"]) == ("dead", "http_500", "run.completed")
+    assert len(await printed("webhooks", "list", "--json")) == 2
+    (figures,) = await printed("queue", "--json")
+    assert (figures["id"], figures["deliveries_waiting"], figures["deliveries_dead"]) == ("default", 1, 1)
+    (again,) = await printed("webhooks", "redeliver", dead["id"], "--json")
+    assert again["id"] == dead["id"]
+    await send_all(empty, client)
+    assert ids(provider).count(dead["id"]) == 10
+    assert {row["status"] for row in await rows(empty)} == {"delivered"}
+
+    secret = await printed("webhooks", "secret")
+    assert genuine(provider.seen[-1], secret)
+    assert await printed("webhooks", "secret", "--rotate") != secret
+
+    failed = await asyncio.to_thread(hitl, empty, "webhooks", "redeliver", str(uuid7()))
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+
+
+async def test_the_claim_reads_an_index_whatever_is_kept(empty: Runtime) -> None:
+    run_id = await advanced(empty, None)
+    async with empty.services.db.transaction() as conn:
+        await conn.execute(
+            """
+            insert into delivery_lines (subject, kind, tenant, run_id, target, due_at)
+            select gen_random_uuid(), 'webhook', 'default', $1, 'host' || n % 50,
+                case when n % 1000 = 0 then now() + n * interval '1 ms' end from generate_series(1, 100000) n
+            """,
+            run_id,
+        )
+        await conn.execute("analyze delivery_lines")
+        plan = await conn.fetch(
+            """
+            explain select subject, kind from delivery_lines
+            where kind = 'webhook' and due_at <= now() and (lease_until is null or lease_until < now())
+              and not (target = any(array['host1'])) order by due_at limit 32 for update skip locked
+            """
+        )
+    assert "delivery_lines_due" in str(plan) and "Seq Scan" not in str(plan)

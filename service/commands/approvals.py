@@ -166,7 +166,9 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
             answer = {"approval_id": str(opened.id)}
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
     log.info("approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject)
-    await services.notifier.notify(opened.id)
+    after = After.nothing()
+    after.changed.append(opened.id)
+    await carry_out(services, after)
     return opened, False
 
 
