@@ -3,7 +3,7 @@
 
 -- The host and port of a URL: what a callback is limited, listed and logged by, since the rest may be secret.
 create function url_host(url text) returns text language sql immutable parallel safe as $$
-    select lower(substring(url from '^[^:/?#]+://(?:[^/?#@]*@)?([^/?#]*)'))
+    select coalesce(lower(substring(url from '^[^:/?#]+://(?:[^/?#]*@)?([^/?#@]*)')), '')
 $$;
 
 create table delivery_lines (

@@ -446,10 +446,19 @@ async def test_an_endless_answer_is_not_read(empty: Runtime, client: httpx2.Asyn
     assert [row["status"] for row in await rows(empty)] == ["delivered"]
 
 
-async def test_what_is_listed_names_the_host_and_nothing_else_of_the_url(empty: Runtime) -> None:
-    await advanced(empty, "https://user:pass@Hooks.Example.com:8443/path/secret?token=t#f")
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://user:p@ss@Hooks.Example.com:8443/path/secret?token=t#f", "hooks.example.com:8443"),
+        ("http://[::1]:9/secret", "[::1]:9"),
+        ("http://example.com?to=http://secret", "example.com"),
+        ("http:/\t/example.com/secret", ""),
+    ],
+)
+async def test_what_is_listed_names_the_host_and_nothing_else_of_the_url(empty: Runtime, url: str, host: str) -> None:
+    await advanced(empty, url)
     (row,) = await rows(empty)
-    assert row["host"] == "hooks.example.com:8443"
+    assert row["host"] == host
     assert "secret" not in orjson.dumps(row, default=str).decode()
 
 

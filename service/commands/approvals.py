@@ -161,7 +161,7 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
             assert found is not None
             return found, True
         await approvals.insert(conn, opened)
-        await _tell(conn, opened, EventType.APPROVAL_REQUESTED, now)
+        await tell(conn, opened, EventType.APPROVAL_REQUESTED, now)
         if question.idempotency is not None:
             answer = {"approval_id": str(opened.id)}
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
@@ -225,7 +225,7 @@ async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | Non
     now = services.db.now()
     fact = _fact(approval, verdict)
     if run is None:
-        await _tell(conn, approval, fact.type, now)
+        await tell(conn, approval, fact.type, now)
         return None
     match approval.status:
         case ApprovalStatus.PENDING:
@@ -238,7 +238,7 @@ async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | Non
             return await _go_on(conn, run, verdict, fact, now, after)
 
 
-async def _tell(conn: Conn, approval: Approval, event_type: EventType, now: datetime) -> None:
+async def tell(conn: Conn, approval: Approval, event_type: EventType, now: datetime) -> None:
     """Tell the outside of a question that belongs to no run: it has no events of which that would come."""
     box = outbox(conn)
     kinds: list[Kind] = [WEBHOOK] if approval.callback_url is not None else []

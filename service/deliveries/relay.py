@@ -31,7 +31,7 @@ from service.store.database import Conn
 from service.store.deliveries import Line, Message
 
 ANSWER_S: Final = 10.0
-BATCH: Final = 20
+BATCH: Final = 10
 ANSWERS_AT_ONCE: Final = 16
 MAX_FRAME_BYTES: Final = 1024 * 1024
 
@@ -64,8 +64,8 @@ class Outbound:
     """What both forms of the relay share: read a line's next messages, have them sent, write what came of it."""
 
     kind = RELAY
-    at_once = 16
-    per_target = 16
+    at_once = 8
+    per_target = 8
     lease_s = ANSWER_S + 2 * MARGIN_S
 
     def __init__(self, services: Services, *, answer_s: float = ANSWER_S) -> None:
