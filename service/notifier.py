@@ -16,6 +16,7 @@ from service.logs import get_logger
 
 CHANNEL: Final = "hitl:changed"
 STOP: Final = "stop:"
+DELIVER: Final = "deliver"
 RECONNECT_S: Final = 0.5
 SEND_TIMEOUT_S: Final = 1.0
 AWAY_S: Final = 0.5
@@ -48,6 +49,7 @@ class Notifier:
         self._followers: dict[UUID, set[asyncio.Event]] = {}
         self._all: set[asyncio.Event] = set()
         self._stops: list[Callable[[UUID], None]] = []
+        self._senders: list[Callable[[], None]] = []
         self._away_until = 0.0
         self.leaving = False
 
@@ -59,6 +61,10 @@ class Notifier:
     async def stop(self, run_id: UUID) -> None:
         """Tell the worker that may be busy with this run that it was ended."""
         await self._publish(STOP + str(run_id))
+
+    async def deliver(self) -> None:
+        """Tell the workers that messages to the outside are due."""
+        await self._publish(DELIVER)
 
     async def run(self) -> None:
         """The process's subscription, until cancelled."""
@@ -125,6 +131,15 @@ class Notifier:
         """Call `heard` for every run that was ended from outside."""
         self._stops.append(heard)
 
+    @contextmanager
+    def on_deliver(self, heard: Callable[[], None]) -> Iterator[None]:
+        """Call `heard` whenever messages to the outside may be due."""
+        self._senders.append(heard)
+        try:
+            yield
+        finally:
+            self._senders.remove(heard)
+
     async def _publish(self, message: str) -> None:
         if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
             return
@@ -136,6 +151,9 @@ class Notifier:
             log.warning("notify.failed", error=type(error).__name__)
 
     def _heard(self, data: bytes) -> None:
+        if not data or data == DELIVER.encode():
+            for sender in self._senders:
+                sender()
         if not data:  # messages may have been missed: everybody looks
             for subject in list(self._followers):
                 self._tell(subject)

@@ -40,7 +40,12 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         detectors.register(own_detector.load())
     assert settings.database_url and settings.redis_url and settings.hitl_secret_key
     own = queue.connect(settings.redis_url) if redis is None else redis
-    db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application=f"hitl-{process}")
+    db = Database(
+        settings.database_url,
+        pooler=settings.hitl_pg_pooler is not None,
+        application=f"hitl-{process}",
+        relays=settings.websocket_url is not None,
+    )
     client = guarded_client(settings.http_allow)
     chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
     try:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
 _SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET", "OPENAI_API_KEY"}
+_SECRETS |= {"WEBSOCKET_URL", "WEBSOCKET_API_KEY"}  # a relay's URL may carry a token
 
 
 class SettingsError(Exception):
@@ -47,6 +48,8 @@ class Settings(BaseSettings):
     hitl_files: str | None = None
     hitl_files_endpoint: str | None = None
     hitl_file_max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 1024 * 1024
+    websocket_url: str | None = None
+    websocket_api_key: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = None
     hitl_pg_pooler: Literal["transaction"] | None = None
     openai_api_key: str | None = Field(default=None, repr=False)
     openai_base_url: str = "https://api.openai.com/v1"
@@ -118,6 +121,15 @@ class Settings(BaseSettings):
     def _header(cls, value: str | None) -> str | None:
         if value is not None and not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("printable ASCII without blanks, as a header carries it")
+        return value
+
+    @field_validator("websocket_url")
+    @classmethod
+    def _relay(cls, value: str | None) -> str | None:
+        if value is not None and (
+            urlsplit(value).scheme not in ("ws", "wss", "http", "https") or not urlsplit(value).hostname
+        ):
+            raise ValueError("a URL that begins with wss://, ws://, https:// or http://")
         return value
 
     @property

@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 from service import logs
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
+from service.delivering import deliver
 from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.orchestrator import HITLOrchestrator
@@ -139,6 +140,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
         # beside the sweep: a provider that is slow to answer must not hold it up
         group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
+        group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from service.commands.callbacks import callback_url
 from service.commands.context import Services
-from service.commands.webhooks import Webhook, take_webhook
+from service.commands.notices import Webhook, take_webhook
 from service.domain.call import MAX_TRIES
 from service.errors import BadSignature
 from service.providers.replicate import ReplicateProvider

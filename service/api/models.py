@@ -442,6 +442,8 @@ class QueueView(Answer):
     oldest_queued_seconds: float
     awaiting_human: int
     awaiting_provider: int
+    deliveries_waiting: int
+    deliveries_dead: int
     workers: list[WorkerView]
 
 
@@ -463,6 +465,10 @@ class Health(Answer):
 class Readiness(Answer):
     status: Literal["ready", "not_ready"]
     dependencies: dict[str, str]
+
+
+class WebhookSecret(Answer):
+    key: str = Field(description="signs the tenant's webhooks by Standard Webhooks: `whsec_` and base64")
 
 
 class Received(Answer):

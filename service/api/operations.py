@@ -2,13 +2,15 @@
 
 import asyncio
 
-from service.api.models import CallbackQuery, Health, ProviderList, QueueView, Readiness, Received
+from service.api.models import CallbackQuery, Health, ProviderList, QueueView, Readiness, Received, WebhookSecret
 from service.api.operation import Call, Operation, Reply
+from service.commands import webhooks
 from service.commands.callbacks import take_callback
 from service.domain.ids import parse_id
+from service.domain.principal import Permission
 from service.domain.view import when
 from service.errors import BadSignature, HitlError
-from service.store import migrate, runs, workers
+from service.store import deliveries, migrate, runs, workers
 
 
 async def get_queue(call: Call) -> Reply:
@@ -16,7 +18,10 @@ async def get_queue(call: Call) -> Reply:
     async with call.services.db.connection() as conn:
         figures = await runs.queue_figures(conn, call.principal.tenant)
         present = await workers.present(conn)
-    return Reply({**figures, "workers": [{**worker, "seen_at": when(worker["seen_at"])} for worker in present]})
+        messages = await deliveries.figures_of(conn, call.principal.tenant)
+    return Reply(
+        {**figures, **messages, "workers": [{**worker, "seen_at": when(worker["seen_at"])} for worker in present]}
+    )
 
 
 async def list_providers(call: Call) -> Reply:
@@ -25,6 +30,11 @@ async def list_providers(call: Call) -> Reply:
         {"name": p.name, "tools": [p.tool], "capabilities": list(p.capabilities)} for p in call.services.registry.all()
     ]
     return Reply({"providers": found, "total": len(found)})
+
+
+async def get_webhook_secret(call: Call) -> Reply:
+    """The secret that signs the tenant's webhooks now."""
+    return Reply({"key": await webhooks.secret(call.services, call.principal.tenant)})
 
 
 async def take_http_callback(call: Call) -> Reply:
@@ -64,6 +74,10 @@ async def _postgres(call: Call) -> str:
 OPERATIONS = (
     Operation("GET", "/hitl/queue", get_queue, QueueView, tag="operations"),
     Operation("GET", "/hitl/providers", list_providers, ProviderList, tag="operations"),
+    Operation(
+        "GET", "/hitl/webhooks/secret", get_webhook_secret, WebhookSecret, Permission.ADMIN, problems=(401, 403),
+        tag="webhooks",
+    ),
     Operation(
         "POST", "/hitl/webhooks/http/{run_id}", take_http_callback, Received, None, query=CallbackQuery,
         any_body=True, problems=(401, 413, 415, 422), tag="webhooks",

@@ -27,9 +27,10 @@ from service.api.models import (
     WaitQuery,
 )
 from service.api.operation import Call, Operation, Reply
-from service.api.views import job_view, run_view, run_views
+from service.api.views import job_view, run_view
 from service.commands import runs as commands
 from service.commands.runs import Idempotency, StartRun
+from service.commands.views import run_views
 from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import wire
 from service.domain.ids import job_id, parse_job_id

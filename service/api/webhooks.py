@@ -2,7 +2,7 @@
 
 from service.api.models import Received, WebhookQuery
 from service.api.operation import Call, Operation, Reply
-from service.commands.webhooks import Webhook, take_webhook
+from service.commands.notices import Webhook, take_webhook
 
 
 async def take_replicate_webhook(call: Call) -> Reply:

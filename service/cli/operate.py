@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Final, cast, get_args
 from uuid import UUID
@@ -24,13 +24,14 @@ from service.domain.run import Run, RunStatus
 from service.domain.view import approval_view
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
-from service.store import approvals, dead_jobs, events, keys, runs
+from service.store import approvals, dead_jobs, deliveries, events, keys, runs
 from service.store.database import Conn
 
 TAIL_EVERY_S: Final = 0.5
 PAGE: Final = 500
 DEAD_SHOWN: Final = 100
 ACTOR: Final = "cli"
+_FIGURES: Final = ("queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed")
 YEAR_S: Final = 366 * 86_400
 
 tenant_option = click.option("--tenant", help="Only of this tenant.")
@@ -367,9 +368,10 @@ def _approval_row(found: Approval) -> dict[str, Any]:
 def queue(tenant: str | None, as_json: bool) -> None:
     """What waits for what, by tenant; then the jobs that no worker could run, with their cause."""
 
-    async def work(runtime: Runtime) -> tuple[Sequence[dict[str, Any]], list[dead_jobs.DeadJob]]:
+    async def work(runtime: Runtime) -> tuple[list[dict[str, Any]], list[dead_jobs.DeadJob]]:
         async with runtime.services.db.connection() as conn:
-            return await runs.queue_by_tenant(conn), await dead_jobs.recent(conn, limit=DEAD_SHOWN)
+            figures = _with_messages(await runs.queue_by_tenant(conn), await deliveries.figures(conn))
+            return figures, await dead_jobs.recent(conn, limit=DEAD_SHOWN)
 
     figures, dead = operate(work)
     rows = [{"id": row["tenant"], **row} for row in figures if tenant in (None, row["tenant"])]
@@ -377,14 +379,20 @@ def queue(tenant: str | None, as_json: bool) -> None:
     if as_json:
         show([*rows, *buried], (), as_json=True)
         return
-    columns = (
-        *("tenant", "queued", "deferred", "in_progress", "awaiting_human", "awaiting_provider", "failed"),
-        "oldest_queued_seconds",
-    )
-    show(rows, columns, as_json=False)
+    show(rows, ("tenant", *_FIGURES, "oldest_queued_seconds", *deliveries.NONE), as_json=False)
     if buried:
         click.echo("\njobs that no worker could run, newest first:")
         show(buried, ("job_id", "cause", "at", "worker_id"), as_json=False)
+
+
+def _with_messages(rows: list[dict[str, Any]], messages: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """The figures of runs with those of messages out; a tenant may have only the latter."""
+    none = dict.fromkeys(_FIGURES, 0) | {"oldest_queued_seconds": 0.0}
+    by_tenant = {row["tenant"]: row for row in rows}
+    return [
+        {"tenant": name, **by_tenant.get(name, none), **messages.get(name, deliveries.NONE)}
+        for name in sorted({*by_tenant, *messages})
+    ]
 
 
 def _show_one(row: dict[str, Any], *, as_json: bool) -> None:

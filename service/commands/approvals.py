@@ -12,6 +12,7 @@ from service.domain import approval as rules
 from service.domain.approval import Approval, ApprovalStatus, Order, Verdict
 from service.domain.call import CallStatus
 from service.domain.canonical import NotCanonical, payload_sha256
+from service.domain.delivery import RELAY, WEBHOOK, Kind, Told
 from service.domain.event import EventType, Fact, rfc3339
 from service.domain.ids import uuid7
 from service.domain.plan import Documents
@@ -27,8 +28,8 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, cancels, events, idempotency, runs, timers
-from service.store.database import Conn
+from service.store import approvals, calls, cancels, deliveries, events, idempotency, runs, timers
+from service.store.database import Conn, outbox
 
 log = get_logger("commands.approvals")
 
@@ -163,11 +164,14 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
             return found, True
         await approvals.insert(conn, opened)
         await events.asked(conn, opened.tenant, opened.id)
+        await tell(conn, opened, EventType.APPROVAL_REQUESTED, now)
         if question.idempotency is not None:
             answer = {"approval_id": str(opened.id)}
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
     log.info("approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject)
-    await services.notifier.notify(opened.id)
+    after = After.nothing()
+    after.changed.append(opened.id)
+    await carry_out(services, after)
     return opened, False
 
 
@@ -232,10 +236,11 @@ async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | Non
         await approvals.add_decision(conn, approval, verdict.decision)
     await approvals.save(conn, approval)
     after.changed.append(approval.id)
-    if run is None:
-        return None
     now = services.db.now()
     fact = _fact(approval, verdict)
+    if run is None:
+        await tell(conn, approval, fact.type, now)
+        return None
     match approval.status:
         case ApprovalStatus.PENDING:
             run, _ = await runs.save(conn, run, [fact], now=now)
@@ -245,6 +250,18 @@ async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | Non
             return await _end(conn, run, approval, verdict, fact, now, after)
         case _:
             return await _go_on(conn, run, verdict, docs, fact, now, after)
+
+
+async def tell(conn: Conn, approval: Approval, event_type: EventType, now: datetime) -> None:
+    """Tell the outside of a question that belongs to no run: it has no events of which that would come."""
+    box = outbox(conn)
+    kinds: list[Kind] = [WEBHOOK] if approval.callback_url is not None else []
+    if box.relays and event_type is EventType.APPROVAL_REQUESTED:  # no frame tells of the others
+        kinds.append(RELAY)
+    if kinds:
+        messages = [Told(kind, None, event_type, approval.id, now) for kind in kinds]
+        await deliveries.add_of_question(conn, approval.tenant, approval.id, messages)
+        box.filled = True
 
 
 async def _end(

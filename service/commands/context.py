@@ -57,6 +57,8 @@ class After:
 
 async def carry_out(services: Services, after: After) -> None:
     """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
+    if services.db.take_filled():
+        await services.notifier.deliver()
     await each(services.queue.wake, after.wake)
     await each(services.notifier.stop, after.stopped)
     await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))

@@ -1,72 +1,62 @@
-"""Use case of a signed webhook of a provider: who says so is checked, then the call that it names is looked at."""
+"""Use cases of webhooks: the secrets that sign them, and sending one again."""
 
-import re
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+import base64
+import secrets
 from uuid import UUID
 
-import orjson
+from cryptography.fernet import InvalidToken
 
-from service.commands.callbacks import purpose, take_notice
 from service.commands.context import Services
-from service.domain.ids import parse_id
-from service.domain.standard_webhooks import verify
-from service.errors import BadSignature, InvalidJson
-from service.store import runs
-
-_REF: Final = re.compile(r"[\w-]{1,200}")
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """One webhook as it came: `headers` by lower-case name, `body` byte for byte, the rest from its URL."""
-
-    run_id: str
-    call: str
-    signature: str
-    headers: Mapping[str, str]
-    body: bytes
+from service.domain.delivery import ROTATION
+from service.domain.ids import uuid7
+from service.domain.standard_webhooks import PREFIX
+from service.errors import Conflict, NotFound
+from service.store import deliveries, webhook_secrets
+from service.store.database import Conn
 
 
-async def take_webhook(services: Services, tool: str, webhook: Webhook) -> None:
-    """Look again at the prediction that the webhook names. Repeats, and unknown or finished runs, change nothing.
+async def secret(services: Services, tenant: str, *, rotate: bool = False) -> str:
+    """The tenant's current secret, made when it is first asked for. With `rotate` a new one; the one before it signs
+    beside it for a day. Raises `Conflict`."""
+    async with services.db.transaction() as conn:
+        if rotate:
+            await webhook_secrets.retire(conn, tenant, after=ROTATION)
+            await _make(conn, services, tenant)
+        readable = await signing_secrets(conn, services, tenant)
+    if not readable:
+        raise Conflict("the secret was sealed by a master secret that is not set any more: rotate it")
+    return readable[0]
 
-    Its Standard Webhooks signature is enough; where there is no secret to check it by, the URL's own must hold.
-    Raises `BadSignature`, `InvalidJson`.
+
+async def signing_secrets(conn: Conn, services: Services, tenant: str) -> list[str]:
+    """All that sign for the tenant now and can be read, the current one first.
+
+    What the previous master secret sealed is sealed anew, so that the rotation after this one does not lose it.
     """
-    provider = services.registry.by_tool(tool)
-    run_id, number = parse_id(webhook.run_id), _number(webhook.call)
-    by_url = services.keyring.verify(purpose(provider.name), f"{run_id}:{number}", webhook.signature)
-    secrets = await provider.webhook_secrets()
-    if not (verify(secrets, webhook.headers, webhook.body, now=time.time()) if secrets else by_url):
-        raise BadSignature("the signature of the webhook is not valid")
-    provider_ref = _reference(webhook.body)
-    if run_id is None:
-        return
-    # a call number that our own signature does not vouch for is not believed
-    about = number if by_url else await _current_call(services, run_id)
-    if about is not None:
-        await take_notice(services, run_id, about, provider_ref)
+    found = await webhook_secrets.signing(conn, tenant)
+    if not found:
+        await _make(conn, services, tenant)
+        found = await webhook_secrets.signing(conn, tenant)
+    readable: list[str] = []
+    for row in found:
+        try:
+            readable.append(services.keyring.unseal(row.sealed)["secret"])
+        except InvalidToken:  # sealed before the previous master secret
+            continue
+        anew = services.keyring.resealed(row.sealed)
+        if anew is not None:
+            await webhook_secrets.reseal(conn, row.id, anew)
+    return readable
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
+async def _make(conn: Conn, services: Services, tenant: str) -> None:
+    made = PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    await webhook_secrets.insert_current(conn, uuid7(), tenant, services.keyring.seal({"secret": made}))
 
 
-def _reference(body: bytes) -> str:
-    try:
-        told = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise InvalidJson("the webhook is not JSON") from None
-    ref = told.get("id") if isinstance(told, dict) else None
-    if not isinstance(ref, str) or not _REF.fullmatch(ref):
-        raise InvalidJson("the webhook names no prediction")
-    return ref
-
-
-async def _current_call(services: Services, run_id: UUID) -> int | None:
-    async with services.db.connection() as conn:
-        run = await runs.find(conn, run_id)
-    return run.call_no if run else None
+async def redeliver(services: Services, message_id: UUID, tenant: str | None = None) -> None:
+    """Send a webhook again, under the same id, with all its tries. Raises `NotFound`."""
+    async with services.db.transaction() as conn:
+        if not await deliveries.again(conn, message_id, tenant):
+            raise NotFound("no such webhook")
+    await services.notifier.deliver()

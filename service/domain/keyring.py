@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 import orjson
-from cryptography.fernet import Fernet, MultiFernet
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -25,9 +25,8 @@ class Keyring:
 
     def __init__(self, secret: str, previous: str | None = None) -> None:
         self._secrets = [secret.encode()] + ([previous.encode()] if previous else [])
-        self._fernet = MultiFernet(
-            [Fernet(base64.urlsafe_b64encode(self._derive(master, "seal"))) for master in self._secrets]
-        )
+        seals = [Fernet(base64.urlsafe_b64encode(self._derive(master, "seal"))) for master in self._secrets]
+        self._current, self._fernet = seals[0], MultiFernet(seals)
 
     def __repr__(self) -> str:
         return "Keyring(…)"
@@ -45,6 +44,14 @@ class Keyring:
             return {}
         opened: Mapping[str, Any] = orjson.loads(self._fernet.decrypt(bytes(sealed)))
         return opened
+
+    def resealed(self, sealed: bytes) -> bytes | None:
+        """What the previous secret sealed, sealed by the current one; None where it already is."""
+        try:
+            self._current.decrypt(bytes(sealed))
+        except InvalidToken:
+            return self._fernet.rotate(bytes(sealed))
+        return None
 
     def sign(self, purpose: str, text: str) -> str:
         """A URL-safe signature of `text`, good for this purpose only."""

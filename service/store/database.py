@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
@@ -29,10 +30,34 @@ _AWAY: Final = (
 ACQUIRE_TIMEOUT_S: Final = 10.0
 
 
-class Database:
-    """One pool a process. `pooler` turns off what a transaction pooler cannot carry."""
+@dataclass(slots=True)
+class Outbox:
+    """What a connection knows of messages to the outside: whether there is a relay, and whether this transaction
+    wrote any."""
 
-    def __init__(self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl") -> None:
+    relays: bool = False
+    filled: bool = False
+
+
+class _Connection(asyncpg.Connection):
+    outbox: Outbox
+
+
+def outbox(conn: Conn) -> Outbox:
+    """That of the connection; outside the pool nobody sends."""
+    found = getattr(conn, "outbox", None)
+    return found if isinstance(found, Outbox) else Outbox()
+
+
+class Database:
+    """One pool a process. `pooler` turns off what a transaction pooler cannot carry; with `relays` every event is
+    also a message to the relay."""
+
+    def __init__(
+        self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False
+    ) -> None:
+        self._relays = relays
+        self._filled = False
         self._url = url
         self._max_size = max_size
         self._pooler = pooler
@@ -60,6 +85,7 @@ class Database:
                     command_timeout=30,
                     server_settings={"application_name": self._application, "timezone": "UTC"},
                     statement_cache_size=0 if self._pooler else 100,
+                    connection_class=_Connection,
                 )
             except _AWAY as error:
                 raise Unavailable from error
@@ -85,8 +111,17 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Conn]:
         """A transaction: committed at the end, rolled back by any exception."""
-        async with self.connection() as conn, conn.transaction():
-            yield conn
+        async with self.connection() as conn:
+            box = outbox(conn)
+            box.filled = False
+            async with conn.transaction():
+                yield conn
+            self._filled = self._filled or box.filled
+
+    def take_filled(self) -> bool:
+        """Whether messages to the outside were committed since this was asked last."""
+        filled, self._filled = self._filled, False
+        return filled
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Conn]:
@@ -115,6 +150,8 @@ class Database:
         self._offset = await conn.fetchval("select clock_timestamp()") - datetime.now(UTC)
 
     async def _init(self, conn: Conn) -> None:
+        assert isinstance(conn, _Connection)
+        conn.outbox = Outbox(self._relays)
         for kind in ("json", "jsonb"):
             mark = b"\x01" if kind == "jsonb" else b""
             await conn.set_type_codec(

@@ -9,12 +9,13 @@ from uuid import UUID
 import asyncpg
 
 from service.domain import policy
+from service.domain.delivery import told
 from service.domain.event import Event, Fact, chain
 from service.domain.plan import Documents
 from service.domain.run import STATE_VERSION, Run, RunStatus, Step
 from service.errors import LeaseLost
-from service.store import events
-from service.store.database import Conn
+from service.store import deliveries, events
+from service.store.database import Conn, outbox
 
 _KNOWN: Final = tuple(field.name for field in fields(Run))  # a later release may have added columns
 
@@ -51,6 +52,10 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
         docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
         *events.columns(first), STATE_VERSION,
     )  # fmt: skip
+    box = outbox(conn)
+    if box.relays:
+        await deliveries.add_of_new_run(conn, run.tenant, run.id, told(first, relays=True))
+        box.filled = True
     return run
 
 
@@ -144,28 +149,44 @@ async def claim_mine(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float
 
 
 async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) -> tuple[Run, list[Event]]:
-    """Write a run that this transaction has locked, and its new events. Returns both as they stand."""
+    """Write a run that this transaction has locked, its new events, and the messages that tell them to the outside.
+    Returns run and events as they stand."""
     run, appended = chain(run, facts, at=now)
-    await conn.execute(
+    box = outbox(conn)
+    messages = await conn.fetchval(
         """
         with appended as (
             insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
             select $1, $27, e.* from unnest($28::bigint[], $29::timestamptz[], $30::text[], $31::text[],
-                $32::json[], $33::text[], $34::text[]) as e)
+                $32::json[], $33::text[], $34::text[]) as e),
+        told as (
+            select m.*, d.callback_url
+            from unnest($35::uuid[], $36::text[], $37::bigint[], $38::text[], $39::uuid[], $40::timestamptz[])
+                as m (id, kind, seq, type, approval_id, at) join run_documents d on d.run_id = $1
+            where m.kind = 'relay' or d.callback_url is not null),
+        lines as (
+            insert into delivery_lines (subject, kind, tenant, run_id, target, due_at)
+            select distinct $1::uuid, kind, $27::text, $1::uuid,
+                case kind when 'relay' then 'relay' else url_host(callback_url) end, now() from told
+            on conflict (subject, kind) do update set due_at = coalesce(delivery_lines.due_at, excluded.due_at)),
+        messages as (
+            insert into deliveries (id, tenant, subject, kind, seq, type, approval_id, created_at)
+            select id, $27, $1, kind, seq, type, approval_id, at from told order by seq)
         update runs set status = $2, step = $3, version = version + 1, fencing_token = $4, lease_until = $5,
             worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
             released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,
             asked = $17, payload_sha256 = $18, finished_at = $19, queue_ms = $20, human_ms = $21,
             provider_ms = $22, estimated_usd = $23, actual_usd = $24, error = $25, updated_at = $26,
-            state_version = greatest(state_version, $35)
-        where id = $1
+            state_version = greatest(state_version, $41)
+        where id = $1 returning (select count(*) from told)
         """,
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
         run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
-        *events.columns(appended), STATE_VERSION,
+        *events.columns(appended), *deliveries.columns(told(appended, relays=box.relays)), STATE_VERSION,
     )  # fmt: skip
+    box.filled = box.filled or bool(messages)
     return run, appended
 
 

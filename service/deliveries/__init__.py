@@ -1,0 +1,1 @@
+"""Floor 5: messages to the outside, sent from their rows."""
