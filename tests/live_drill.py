@@ -11,8 +11,8 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ ASK = {"policy": "require_human", "allowed_steps": ["payload_review", "response_
 AWAY = (httpx2.TransportError, OSError, ConnectionClosed, InvalidHandshake, EOFError, TimeoutError)
 FINAL = ("run.completed", "run.failed", "run.cancelled")
 CALM_S = 0.05
+PATIENCE_S = 100.0  # a restart on a machine under load
 
 
 @dataclass
@@ -51,7 +52,13 @@ class Site:
         args = ("uvicorn", "--factory", "service.app:create_app", "--port", str(self.port), "--no-access-log")
         env = {**self.env, "HITL_PORT": str(self.port)}
         self.child = self.stack.enter_context(process(*args, "--log-level", "warning", env=env, log=log))
-        await asyncio.to_thread(until_ready, self.url, self.child, log)
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(until_ready, self.url, self.child, log)
+            except AssertionError:
+                if self.child.poll() is not None or time.monotonic() > end:
+                    raise
 
     async def restart(self, *, kill: bool) -> None:
         assert self.child is not None
@@ -59,7 +66,7 @@ class Site:
             self.child.kill()
         else:
             self.child.terminate()
-        await asyncio.to_thread(self.child.wait, 20)
+        await asyncio.to_thread(self.child.wait, PATIENCE_S)
         await self.serve()
 
 
@@ -83,21 +90,22 @@ class Follower:
         while over < runs:
             patience = self.chance.randint(1, 12)
             try:
-                async for run_id, seq, kind, last in self._read():
-                    self.seen.append((run_id, seq, kind))
-                    self.last = last
-                    over += kind in FINAL
-                    patience -= 1
-                    if over == runs or patience == 0:
-                        break
+                async with aclosing(self._read()) as told:
+                    async for run_id, seq, kind, last in told:
+                        self.seen.append((run_id, seq, kind))
+                        self.last = last
+                        over += kind in FINAL
+                        patience -= 1
+                        if over == runs or patience == 0:
+                            break
             except AWAY:
                 await asyncio.sleep(CALM_S)
             self.cuts += 1
 
-    def _read(self) -> AsyncIterator[tuple[str, int, str, str | None]]:
+    def _read(self) -> AsyncGenerator[tuple[str, int, str, str | None], None]:
         return self._read_stream() if self.kind == "sse" else self._read_socket()
 
-    async def _read_stream(self) -> AsyncIterator[tuple[str, int, str, str | None]]:
+    async def _read_stream(self) -> AsyncGenerator[tuple[str, int, str, str | None], None]:
         path = f"/hitl/runs/{self.run_id}/events" if self.run_id else "/hitl/events"
         params = {} if self.run_id else {"session_id": self.session}
         async with stream(self.client, path, last=self.last, **params) as answer:
@@ -108,7 +116,7 @@ class Follower:
                 if block.data is not None:
                     yield block.json["run_id"], block.json["seq"], block.json["type"], block.id
 
-    async def _read_socket(self) -> AsyncIterator[tuple[str, int, str, str | None]]:
+    async def _read_socket(self) -> AsyncGenerator[tuple[str, int, str, str | None], None]:
         after = {run_id: seq for run_id, seq, _ in self.seen}
         topic = {"run_id": self.run_id} if self.run_id else {"session_id": self.session}
         async with socket(self.site.url) as live:

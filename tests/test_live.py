@@ -63,6 +63,7 @@ async def site(servers: Servers, tmp_path: Path) -> AsyncIterator[Site]:
         yield made
 
 
+@pytest.mark.timeout(400)
 async def test_every_follower_sees_every_event_once_and_in_order(site: Site) -> None:
     """The full form: python -m tests.live_drill --followers 200 --runs 50."""
     await drill(site, followers=40, runs=10, restarts=3, seed=7)
