@@ -34,7 +34,6 @@ from service.runtime import Runtime
 from service.store import deliveries, webhook_secrets
 from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, Provider, Seen, echo
-from tests.contract.endpoint import Gate, endpoint
 
 AUTO = HitlConfig(policy="auto")
 
@@ -325,17 +324,20 @@ async def test_many_senders_at_once_send_each_message_once_and_in_order(
 async def test_a_target_that_hangs_does_not_hold_up_another(
     empty: Runtime, client: httpx2.AsyncClient, provider: Provider
 ) -> None:
-    async with endpoint(Gate({})) as (url, _):
-        for _ in range(40):
-            await advanced(empty, url)
-        await advanced(empty, provider.url)
-        task = asyncio.create_task(sender(empty, client).run())
-        async with asyncio.timeout(10):
-            while not provider.seen:
-                await asyncio.sleep(0.01)
-        held = await sql(empty, "select count(*) from delivery_lines where lease_until > now()")
-        task.cancel()
-        await asyncio.wait([task])
+    slow = Provider(answer=lambda _: "hang")
+    server = await asyncio.start_server(slow.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    for _ in range(40):
+        await advanced(empty, url)
+    await advanced(empty, provider.url)
+    task = asyncio.create_task(sender(empty, client).run())
+    async with asyncio.timeout(20):
+        while not provider.seen:
+            await asyncio.sleep(0.01)
+    held = await sql(empty, "select count(*) from delivery_lines where lease_until > now()")
+    task.cancel()
+    await asyncio.wait([task])
+    server.close()
     assert held <= Webhooks.per_target + 1
 
 

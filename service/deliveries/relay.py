@@ -16,6 +16,7 @@ import httpx2
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.frames import CloseCode
 
 from service import __version__
 from service.commands.context import Services
@@ -191,6 +192,9 @@ class SocketRelay(Outbound):
             self.on_ready()
             try:
                 await self._listen(conn)
+            except asyncio.CancelledError:
+                await conn.close(CloseCode.GOING_AWAY)
+                raise
             finally:
                 self._conn = None
 
