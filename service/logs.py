@@ -27,6 +27,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "job.finished": "a worker ended a job: outcome, duration_ms",
     "step.finished": "a step of a run is durable",
     "approval.requested": "a run or a program asks a human",
+    "approval.delegated": "a reviewer handed an approval on",
     "approval.decided": "a human, or silence, decided",
     "approval.expired": "an approval's time ran out",
     "provider.call": "one try of a provider call ended: outcome, duration_ms",

@@ -5,10 +5,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import approvals, operations, runs
+from service.api import approvals, operations, reviewing, runs
 from service.api.operation import Operation, serve
 
-TABLE: tuple[Operation, ...] = (*runs.OPERATIONS, *approvals.OPERATIONS, *operations.OPERATIONS)
+TABLE: tuple[Operation, ...] = (
+    *runs.OPERATIONS,
+    *approvals.OPERATIONS,
+    *reviewing.OPERATIONS,
+    *operations.OPERATIONS,
+)
 
 
 def routes() -> list[Route]:

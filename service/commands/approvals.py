@@ -101,7 +101,7 @@ async def decide(
                 check_live(run)
             verdict = rules.judge(current, order, principal, now=services.db.now(), channel=channel)
         except Conflict as refusal:
-            raise _naming(refusal, current, run) from None
+            raise naming(refusal, current, run) from None
         run = await _take(conn, services, verdict, run, after)
     _log(verdict.approval, principal.subject, order.action)
     await carry_out(services, after)
@@ -114,14 +114,14 @@ async def claim(services: Services, approval_id: UUID, principal: Principal, *, 
     async with services.db.transaction() as conn:
         if await approvals.get(conn, principal.tenant, approval_id) is None:
             raise NotFound("no such approval")
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         assert current is not None
         now = services.db.now()
         change = rules.let_go if release else rules.claimed
         try:
             changed = change(current, principal, now=now)
         except Conflict as refusal:
-            raise _naming(refusal, current, run) from None
+            raise naming(refusal, current, run) from None
         await approvals.save(conn, changed)
         after.changed.append(changed.id)
         if run is not None:
@@ -172,7 +172,7 @@ async def expire(services: Services, approval_id: UUID) -> bool:
     """Do what silence means, if the approval's time is out by Postgres's clock. Returns whether it was."""
     after = After.nothing()
     async with services.db.transaction() as conn:
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         if current is None or not await _due(conn, current):
             return False
         now = services.db.now()
@@ -195,7 +195,7 @@ async def remind(services: Services, approval_id: UUID) -> bool:
     """Say once more that a human is waited for, if it is time to. Returns whether it was."""
     after = After.nothing()
     async with services.db.transaction() as conn:
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         now = services.db.now()
         if current is None or not current.is_open or current.remind_at is None or current.remind_at > now:
             return False
@@ -297,7 +297,7 @@ async def _escalate(conn: Conn, current: Approval, run: Run | None, now: datetim
         after.changed.append(run.id)
 
 
-async def _locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | None]:
+async def locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | None]:
     """The approval and its run, locked in the one order that all use: the run first."""
     known = await approvals.run_of(conn, approval_id)
     if known is None:
@@ -329,7 +329,7 @@ def _fact(approval: Approval, verdict: Verdict) -> Fact:
     )
 
 
-def _naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
+def naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
     """The refusal with what a caller needs to see: the approval as it stands, and its run's status."""
     refusal.extra |= {"approval": current, "run_status": run.status if run else None}
     return refusal
