@@ -138,5 +138,14 @@ class Unavailable(HitlError):
         super().__init__(detail, retry_after_s=2)
 
 
+class IssuerUnavailable(HitlError):
+    """Without its keys nobody can say whose a token is."""
+
+    code, status, title = "issuer_unavailable", 503, "The provider of bearer tokens is away, try again"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, retry_after_s=5)
+
+
 class LeaseLost(Exception):
     """The run was taken over, cancelled or finished by somebody else: touch nothing more of it."""

@@ -18,6 +18,7 @@ from service import __version__
 CATALOGUE: Final[Mapping[str, str]] = {
     "http.request": "one request was answered: method, route template, status, duration_ms",
     "http.error": "a request ended in an error of ours: the exception's class only",
+    "oidc.failed": "the provider of bearer tokens could not be asked for its keys",
     "run.created": "a run was accepted",
     "run.finished": "a run reached a final status",
     "run.recovered": "a run was taken over from a worker that fell silent",

@@ -1,7 +1,7 @@
 """One entry of the route table: what it takes, who may, what it answers; and the pipeline that serves it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from service.api.body import read_answer, read_json
 from service.api.models import NoQuery
-from service.commands import keys
+from service.commands import principals
 from service.commands.context import Services
 from service.domain.ids import parse_id
-from service.domain.principal import Permission, Principal, demand
+from service.domain.principal import Permission, Principal, demand, reserved
 from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
 
 DEV: Final = "dev"
-_OURS: Final = ("system:", "provider:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def json_response(
 async def _principal(operation: Operation, request: Request, services: Services) -> Principal:
     """Who asks. With auth off it is `dev`, who may everything in the tenant `default`."""
     actor = request.headers.get("x-hitl-actor", "").strip()[:200]
-    if actor.startswith(_OURS):
+    if reserved(actor):
         raise Forbidden("actor names that begin with system: or provider: are the service's own")
     if not request.app.state.auth_required:
         return Principal(actor or DEV, "default", "admin")
@@ -110,10 +109,10 @@ async def _principal(operation: Operation, request: Request, services: Services)
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("send Authorization: Bearer <key>")
-    principal = await keys.authenticate(services.db, services.keyring, key.strip())
+    principal = await principals.authenticate(services, key.strip())
     demand(principal, operation.permission)
     if principal.role == "service" and actor:
-        return Principal(actor, principal.tenant, principal.role, principal.groups)
+        return replace(principal, subject=actor)
     return principal
 
 

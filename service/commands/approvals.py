@@ -15,7 +15,7 @@ from service.domain.canonical import NotCanonical, payload_sha256
 from service.domain.event import EventType, Fact, rfc3339
 from service.domain.ids import uuid7
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.domain.run import Run, Step, cancel, check_live, woken
 from service.errors import (
     AmbiguousApproval,
@@ -139,6 +139,7 @@ async def claim(services: Services, approval_id: UUID, principal: Principal, *, 
 
 async def ask(services: Services, question: Question, principal: Principal) -> tuple[Approval, bool]:
     """Open an approval that belongs to no run. Returns it, and whether it was there before."""
+    demand(principal, Permission.ASK)
     now = services.db.now()
     payload = question.context.get("payload")
     opened = Approval(

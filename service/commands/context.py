@@ -11,6 +11,7 @@ from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
 from service.domain.run import Run, woken
 from service.notifier import Notifier
+from service.oidc import Issuer
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.store import approvals, runs
@@ -28,6 +29,7 @@ class Services:
     keyring: Keyring
     public_url: str
     horizon_s: float
+    issuer: Issuer | None = None
 
 
 @dataclass(slots=True)

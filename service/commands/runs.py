@@ -13,7 +13,7 @@ from service.domain.event import EventType, Fact
 from service.domain.ids import uuid7
 from service.domain.plan import Documents
 from service.domain.policy import HitlConfig
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.domain.run import Run, RunStatus, Step, cancel, move, woken
 from service.errors import IdempotencyKeyReused, NotFound, RunState, SessionBusy, TenantMismatch
 from service.logs import get_logger
@@ -56,6 +56,7 @@ class Started:
 
 async def start_run(services: Services, order: StartRun, principal: Principal) -> Started:
     """Accept a run. Raises `NoProvider`, `Invalid`, `TenantMismatch`, `SessionBusy`, `IdempotencyKeyReused`."""
+    demand(principal, Permission.SUBMIT)
     if order.run_input.get("tenant") not in (None, principal.tenant):
         raise TenantMismatch("run_input.tenant is not the tenant of the key")
     run, docs = _accepted(services, order, principal)
@@ -91,6 +92,7 @@ async def taken(conn: Conn, tenant: str, wanted: Idempotency | None) -> Mapping[
 
 async def pause_run(services: Services, run_id: UUID, principal: Principal) -> Run:
     """Let no further step start. A provider call under way goes on: its worker keeps the lease and the token."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)
@@ -109,6 +111,7 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
 
 async def resume_run(services: Services, run_id: UUID, principal: Principal) -> Run:
     """Go on from the last durable step: a paused run, or a failed one whose error is recoverable."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)
@@ -129,6 +132,7 @@ async def resume_run(services: Services, run_id: UUID, principal: Principal) -> 
 
 async def cancel_run(services: Services, run_id: UUID, principal: Principal, *, reason: str | None) -> Run:
     """End a live run; its worker is refused at its next write. Cancelling a cancelled run changes nothing."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)

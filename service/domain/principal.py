@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
+from uuid import UUID
 
 from service.errors import Forbidden
 
@@ -28,13 +29,25 @@ _MAY: Final[dict[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
+    """`key_id` is the key that was shown, if it was one: what stays open ends with it."""
+
     subject: str
     tenant: str
     role: Role
     groups: tuple[str, ...] = ()
+    key_id: UUID | None = None
 
 
 def demand(principal: Principal, permission: Permission) -> None:
     """Raises `Forbidden` when the role does not hold the permission."""
-    if permission not in _MAY[principal.role]:
+    if not may(principal.role, permission):
         raise Forbidden(f"the role {principal.role} may not do this")
+
+
+def may(role: Role, permission: Permission) -> bool:
+    return permission in _MAY[role]
+
+
+def reserved(subject: str) -> bool:
+    """Whether it is a name that the service itself goes by in its events: nobody else may bear one."""
+    return subject.startswith(("system:", "provider:"))
