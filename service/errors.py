@@ -129,6 +129,10 @@ class UnsupportedMediaType(HitlError):
     code, status, title = "unsupported_media_type", 415, "The body must be application/json"
 
 
+class TenantLimit(HitlError):
+    code, status, title = "tenant_limit", 429, "The tenant's limit is reached, try again later"
+
+
 class Unavailable(HitlError):
     """Postgres is away; nothing of the request was kept."""
 

@@ -9,7 +9,7 @@ import click
 import structlog
 
 from service import __version__, logs
-from service.cli import audit, checks, demo, operate, processes
+from service.cli import audit, checks, demo, operate, processes, tenants
 from service.errors import HitlError
 from service.settings import SettingsError
 
@@ -26,6 +26,7 @@ def hitl() -> None:
 for command in (
     processes.up, demo.demo, checks.migrate_command, processes.web, processes.worker, operate.keys_group,
     operate.runs_group, operate.approvals_group, operate.queue, audit.audit_group, checks.openapi, checks.doctor,
+    tenants.tenants_group,
 ):  # fmt: skip
     hitl.add_command(command)
 

@@ -1,10 +1,11 @@
 """What every use case needs of the outside, and what they share inside a transaction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
+from service.commands.tenants import Limits
 from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
@@ -30,6 +31,7 @@ class Services:
     public_url: str
     horizon_s: float
     issuer: Issuer | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from service.commands import tenants
 from service.commands.context import After, Services, carry_out, finish, queued, release_next
 from service.domain import approval as approvals_
 from service.domain.call import CallStatus
@@ -55,17 +56,21 @@ class Started:
 
 
 async def start_run(services: Services, order: StartRun, principal: Principal) -> Started:
-    """Accept a run. Raises `NoProvider`, `Invalid`, `TenantMismatch`, `SessionBusy`, `IdempotencyKeyReused`."""
+    """Accept a run. Raises `NoProvider`, `Invalid`, `TenantMismatch`, `SessionBusy`, `IdempotencyKeyReused`,
+    `TenantLimit`."""
     demand(principal, Permission.SUBMIT)
     if order.run_input.get("tenant") not in (None, principal.tenant):
         raise TenantMismatch("run_input.tenant is not the tenant of the key")
     run, docs = _accepted(services, order, principal)
+    limit = await services.limits.of(services.db, principal.tenant)
     after = After.nothing()
     async with services.db.transaction() as conn:
         earlier = await taken(conn, principal.tenant, order.idempotency)
         if earlier is not None:
             return Started(UUID(earlier["run_id"]), replayed=True)
         run = await _take_turn(conn, run, order, principal, after)
+        if limit is not None:
+            await tenants.check(conn, limit)
         created = Fact(EventType.RUN_CREATED, principal.subject, _about(run))
         run = await runs.insert(conn, run, docs, [created, queued(run, "created")])
         if order.idempotency is not None:
