@@ -27,7 +27,6 @@ create table links (
     tenant         text not null,
     approval_id    uuid not null references approvals (id) on delete cascade,
     reviewer       text not null,
-    groups         text[] not null,
     payload_sha256 text,
     made_by        text not null,
     created_at     timestamptz not null default now(),

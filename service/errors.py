@@ -53,6 +53,10 @@ class BadSignature(Unauthenticated):
     code, title = "bad_signature", "The signature is missing or not valid"
 
 
+class BadNonce(Forbidden):
+    code, title = "bad_nonce", "The form is not one that this page gave out"
+
+
 class NotFound(HitlError):
     code, status, title = "not_found", 404, "Not found"
 
@@ -91,6 +95,14 @@ class ApprovalClaimed(Conflict):
 
 class PayloadChanged(Conflict):
     code, title = "payload_changed", "The payload is not the one that was reviewed"
+
+
+class LinkUsed(Conflict):
+    code, title = "link_used", "The link was used"
+
+
+class LinkExpired(HitlError):
+    code, status, title = "link_expired", 410, "The link is over"
 
 
 class NoOpenApproval(Conflict):

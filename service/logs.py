@@ -82,6 +82,8 @@ def library_config() -> dict[str, Any]:
         "disable_existing_loggers": False,
         "handlers": {"structlog": {"class": "service.logs.LibraryHandler"}},
         "root": {"handlers": ["structlog"], "level": "WARNING"},
+        # uvicorn's own lines show paths as they came, with the secrets of links and callbacks in them
+        "loggers": {"uvicorn.access": {"level": "WARNING"}},
     }
 
 

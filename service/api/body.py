@@ -15,7 +15,7 @@ MAX_INTEGER: Final = 2**53 - 1
 
 async def read_json(request: Request) -> Any:
     """The body, or None where there is none. Raises `TooLarge`, `UnsupportedMediaType`, `InvalidJson`."""
-    raw = await _read(request)
+    raw = await read_bytes(request)
     if not raw:
         return None
     if not _says_json(request):
@@ -28,7 +28,7 @@ async def read_answer(request: Request) -> Any:
 
     Raises `TooLarge`, `InvalidJson`.
     """
-    raw = await _read(request)
+    raw = await read_bytes(request)
     try:
         return parse(raw)
     except InvalidJson:
@@ -56,7 +56,8 @@ def parse(raw: bytes) -> Any:
     return value
 
 
-async def _read(request: Request) -> bytes:
+async def read_bytes(request: Request) -> bytes:
+    """The body byte for byte. Raises `TooLarge`."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > MAX_BYTES:
         raise TooLarge("the body is larger than 1 MiB")

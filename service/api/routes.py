@@ -5,13 +5,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import approvals, operations, reviewing, runs
+from service.api import approvals, links, operations, reviewing, runs
 from service.api.operation import Operation, serve
 
 TABLE: tuple[Operation, ...] = (
     *runs.OPERATIONS,
     *approvals.OPERATIONS,
     *reviewing.OPERATIONS,
+    *links.OPERATIONS,
     *operations.OPERATIONS,
 )
 
@@ -20,7 +21,7 @@ def routes() -> list[Route]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in TABLE:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    return [_route(path, methods) for path, methods in by_path.items()]
+    return [*(_route(path, methods) for path, methods in by_path.items()), *links.PAGES]
 
 
 def _route(path: str, methods: dict[str, Operation]) -> Route:

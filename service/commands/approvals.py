@@ -1,6 +1,6 @@
 """Use cases of an approval: decide, ask. One decision wins; decision, timeout and cancel race for one row."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -80,14 +80,18 @@ async def decide(
     *,
     channel: str = "http",
     run_id: UUID | None = None,
+    within: Callable[[Conn], Awaitable[None]] | None = None,
 ) -> Decided:
     """Take one reviewer's answer. Exactly one wins; refusals change nothing and say who was first.
 
     Raises `NotFound`, `NotAReviewer`, `SelfApproval`, `AlreadyDecided`, `ApprovalExpired`, `RunPaused`,
     `PayloadChanged`, `InvalidPayload`, `Invalid`. `run_id`, where given, must be the approval's run.
+    `within` is done first, in the same transaction: what lets one decide is used up with the decision, or not at all.
     """
     after = After.nothing()
     async with services.db.transaction() as conn:
+        if within is not None:
+            await within(conn)
         known = await approvals.get(conn, principal.tenant, approval_id)
         if known is None or (run_id is not None and known.run_id != run_id):
             raise NotFound("no such approval")

@@ -314,6 +314,10 @@ def check_payload(payload: Any, schema: Any) -> None:
         raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
 
 
+def may_retry(approval: Approval) -> bool:
+    return approval.run_id is not None and approval.checkpoint_type in _RETRYABLE
+
+
 def _patchable(approval: Approval) -> frozenset[str]:
     """A client's own approval patches `context.payload` whatever its name."""
     return frozenset({approval.checkpoint_type}) if approval.run_id is None else _PAYLOAD_CHECKPOINTS
@@ -324,7 +328,7 @@ def _check_shape(approval: Approval, order: Order) -> None:
     asks_outcome = checkpoint == Checkpoint.OUTCOME_UNKNOWN and approval.run_id is not None
     if order.action == "reject" and not (order.reason or "").strip():
         raise Invalid("a rejection needs a reason", errors=[{"pointer": "/reason", "message": "is required"}])
-    if order.action == "retry" and (approval.run_id is None or checkpoint not in _RETRYABLE):
+    if order.action == "retry" and not may_retry(approval):
         raise _bad_action(f"retry is not possible at {checkpoint}")
     if order.action == "edit":
         if order.edits is None:

@@ -47,6 +47,27 @@ async def find(conn: Conn, hashes: Sequence[bytes]) -> ApiKey | None:
     return ApiKey(**row) if row else None
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a subject holds through one key; `live` is false for a key that is revoked or over."""
+
+    role: Role
+    groups: Sequence[str]
+    live: bool
+
+
+async def of_subject(conn: Conn, tenant: str, subject: str) -> list[Held]:
+    rows = await conn.fetch(
+        """
+        select role, groups, revoked_at is null and (expires_at is null or expires_at > now()) as live
+        from api_keys where tenant = $1 and subject = $2
+        """,
+        tenant,
+        subject,
+    )
+    return [Held(**row) for row in rows]
+
+
 async def note_use(conn: Conn, key_id: UUID, *, every: timedelta) -> None:
     """Set the last use, unless it was noted a moment ago or somebody is about to: nobody waits for anybody."""
     await conn.execute(
