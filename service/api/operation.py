@@ -99,11 +99,8 @@ def json_response(
 
 async def _principal(operation: Operation, request: Request, services: Services) -> Principal:
     """Who asks. With auth off it is `dev`, who may everything in the tenant `default`."""
-    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
-    if reserved(actor):
-        raise Forbidden("actor names that begin with system: or provider: are the service's own")
     if not request.app.state.auth_required:
-        return Principal(actor or DEV, "default", "admin")
+        return Principal(_actor(request) or DEV, "default", "admin")
     if operation.permission is None:
         return Principal("anonymous", "", "submitter")
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -111,9 +108,17 @@ async def _principal(operation: Operation, request: Request, services: Services)
         raise Unauthenticated("send Authorization: Bearer <key>")
     principal = await principals.authenticate(services, key.strip())
     demand(principal, operation.permission)
-    if principal.role == "service" and actor:
+    if principal.role == "service" and (actor := _actor(request)):
         return replace(principal, subject=actor)
     return principal
+
+
+def _actor(request: Request) -> str:
+    """Whom the caller acts for; asked only where the caller may say so. Raises `Forbidden`."""
+    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
+    if reserved(actor):
+        raise Forbidden("actor names that begin with system: or provider: are the service's own")
+    return actor
 
 
 async def _raw_body(operation: Operation, request: Request) -> Any:

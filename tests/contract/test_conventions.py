@@ -107,6 +107,13 @@ async def test_only_a_service_key_may_name_the_acting_user(secured: Secured) -> 
         assert "the-key" in await decider(secured, role, **{"X-HITL-Actor": "carol"})
 
 
+async def test_an_actor_that_is_the_service_itself_is_refused_where_the_header_counts(secured: Secured) -> None:
+    for role, status in (("service", 403), ("admin", 200), ("reviewer", 200), ("submitter", 200)):
+        for actor in ("system:timeout", "provider:echo"):
+            client = await secured.bearing((await secured.key(role))[1], **{"X-HITL-Actor": actor})
+            assert (await client.get("/hitl/runs")).status_code == status
+
+
 async def test_a_run_of_another_tenant_is_unknown(secured: Secured) -> None:
     mine, other = await secured.client("admin", tenant="t-one"), await secured.client("admin", tenant="t-two")
     started = (await mine.post("/hitl/run", json=run_body(echo(), policy="require_human"))).json()

@@ -23,6 +23,7 @@ from service.domain.approval import (
     escalated,
     escalates,
     judge,
+    let_go,
     may_decide,
     restarted,
     same_answer,
@@ -544,6 +545,22 @@ class OneApproval(RuleBasedStateMachine):
         assert before.clock_stopped_at is not None or before.expires_at > self.now
         self.become(verdict.approval, name)
 
+    @rule(name=NAMES, to=NAMES, change=st.sampled_from(["claim", "release", "delegate"]))
+    def keep_or_hand_on(self, name: str, to: str, change: str) -> None:
+        before, held = self.approval, self.approval.claimed_by
+        try:
+            if change == "delegate":
+                after = delegated(before, EscalateTo(users=[to]), who(name), now=self.now)
+            else:
+                after = (claimed if change == "claim" else let_go)(before, who(name), now=self.now)
+        except HitlError:
+            assert self.approval is before
+            return
+        assert held in (None, name) or before.claimed_until is None or before.claimed_until <= self.now
+        assert after.expires_at == before.expires_at
+        assert after.decisions == before.decisions
+        self.become(after, name)
+
     @rule(seconds=st.integers(0, 40))
     def wait(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -599,7 +616,8 @@ class OneApproval(RuleBasedStateMachine):
     def a_decided_approval_says_no_to_everybody(self) -> None:
         if not self.approval.is_open:
             for order in (APPROVE, REJECT, edit(n=2)):
-                refused(Conflict, self.approval, order, "ann" if not self.approval.escalated_at else "bob")
+                asked = self.approval.reviewers.users
+                refused(Conflict, self.approval, order, asked[-1] if asked else "ann")
 
 
 TestOneApproval = OneApproval.TestCase
