@@ -145,6 +145,10 @@ def may_decide(approval: Approval, principal: Principal) -> None:
         raise SelfApproval("the submitter, or whom the run is for, may not decide about it")
 
 
+def may_retry(approval: Approval) -> bool:
+    return approval.run_id is not None and approval.checkpoint_type in _RETRYABLE
+
+
 def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
     """Whether this actor repeats the answer of theirs that stands; one to an earlier payload stands no more."""
     if approval.status in (ApprovalStatus.EXPIRED, ApprovalStatus.CANCELLED):
@@ -312,10 +316,6 @@ def check_payload(payload: Any, schema: Any) -> None:
         errors.append({"pointer": "", "message": str(error)})
     if errors:
         raise InvalidPayload("the payload does not fit its schema; the approval stays open", errors=errors)
-
-
-def may_retry(approval: Approval) -> bool:
-    return approval.run_id is not None and approval.checkpoint_type in _RETRYABLE
 
 
 def _patchable(approval: Approval) -> frozenset[str]:
