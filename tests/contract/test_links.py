@@ -366,13 +366,13 @@ async def test_what_is_over_is_410(secured: Secured) -> None:
     url, other = await case.link(), await case.link()
     nonces = [await case.nonce(url), await case.nonce(other)]
 
-    await case.sql("update links set expires_at = now() where approval_id = $1 returning 1")
+    await case.sql("update links set expires_at = now() - interval '1 second' where approval_id = $1 returning 1")
     is_page(await case.nobody.get(url), 410)
     is_page(await case.nobody.post(url, data={"action": "approve", "nonce": nonces[0]}), 410)
     assert (await case.now())["status"] == "pending"
 
     await case.sql("update links set expires_at = now() + interval '1 day' where approval_id = $1 returning 1")
-    await case.sql("update approvals set expires_at = now() where id = $1 returning 1")
+    await case.sql("update approvals set expires_at = now() - interval '1 second' where id = $1 returning 1")
     is_page(await case.nobody.post(other, data={"action": "approve", "nonce": nonces[1]}), 410)
 
 
