@@ -57,6 +57,10 @@ class ForeignOrigin(Forbidden):
     code, title = "foreign_origin", "The page is not one of this service"
 
 
+class BadNonce(Forbidden):
+    code, title = "bad_nonce", "The form is not one that this page gave out"
+
+
 class NotFound(HitlError):
     code, status, title = "not_found", 404, "Not found"
 
@@ -95,6 +99,14 @@ class ApprovalClaimed(Conflict):
 
 class PayloadChanged(Conflict):
     code, title = "payload_changed", "The payload is not the one that was reviewed"
+
+
+class LinkUsed(Conflict):
+    code, title = "link_used", "The link was used"
+
+
+class LinkExpired(HitlError):
+    code, status, title = "link_expired", 410, "The link is over"
 
 
 class NoOpenApproval(Conflict):
@@ -145,6 +157,10 @@ class UnsupportedMediaType(HitlError):
     code, status, title = "unsupported_media_type", 415, "The body must be application/json"
 
 
+class TenantLimit(HitlError):
+    code, status, title = "tenant_limit", 429, "The tenant's limit is reached, try again later"
+
+
 class FilesUnavailable(HitlError):
     code, status, title = "file_store_unavailable", 503, "The file store is away, try again"
 
@@ -159,6 +175,15 @@ class Unavailable(HitlError):
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail, retry_after_s=2)
+
+
+class IssuerUnavailable(HitlError):
+    """Without its keys nobody can say whose a token is."""
+
+    code, status, title = "issuer_unavailable", 503, "The provider of bearer tokens is away, try again"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, retry_after_s=5)
 
 
 class LeaseLost(Exception):

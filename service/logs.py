@@ -18,6 +18,7 @@ from service import __version__
 CATALOGUE: Final[Mapping[str, str]] = {
     "http.request": "one request was answered: method, route template, status, duration_ms",
     "http.error": "a request ended in an error of ours: the exception's class only",
+    "oidc.failed": "the provider of bearer tokens could not be asked for its keys",
     "run.created": "a run was accepted",
     "run.finished": "a run reached a final status",
     "run.recovered": "a run was taken over from a worker that fell silent",
@@ -28,6 +29,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "job.buried": "a job could not be read or run and was taken out of the queue; `hitl queue` lists it with its cause",
     "step.finished": "a step of a run is durable",
     "approval.requested": "a run or a program asks a human",
+    "approval.delegated": "a reviewer handed an approval on",
     "approval.decided": "a human, or silence, decided",
     "approval.expired": "an approval's time ran out",
     "provider.call": "one try of a provider call ended: outcome, duration_ms",
@@ -94,6 +96,8 @@ def library_config() -> dict[str, Any]:
         "disable_existing_loggers": False,
         "handlers": {"structlog": {"class": "service.logs.LibraryHandler"}},
         "root": {"handlers": ["structlog"], "level": "WARNING"},
+        # uvicorn's own lines show paths as they came, with the secrets of links and callbacks in them
+        "loggers": {"uvicorn.access": {"level": "WARNING"}},
     }
 
 

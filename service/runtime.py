@@ -13,6 +13,7 @@ from service.domain import detectors
 from service.domain.keyring import Keyring
 from service.filestore import open_store
 from service.notifier import Notifier
+from service.oidc import Issuer
 from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
@@ -47,6 +48,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         relays=settings.websocket_url is not None,
     )
     client = guarded_client(settings.http_allow)
+    issuer = _issuer(settings)
     chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
     try:
         files = open_store(settings.files, endpoint=settings.hitl_files_endpoint)
@@ -67,13 +69,23 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         files=files,
         file_max_bytes=settings.hitl_file_max_bytes,
         client=client,
+        issuer=issuer,
     )
     try:
         yield Runtime(settings, services, own)
     finally:
+        if issuer is not None:
+            await issuer.aclose()
         await replicate.aclose()
         await chat.aclose()
         await client.aclose()
         if redis is None:
             await own.aclose(close_connection_pool=True)
         await db.close()
+
+
+def _issuer(settings: Settings) -> Issuer | None:
+    """Who signs bearer tokens, where the settings name one."""
+    if settings.hitl_oidc_issuer is None or settings.hitl_oidc_audience is None:
+        return None
+    return Issuer(settings.hitl_oidc_issuer, settings.hitl_oidc_audience, settings.hitl_oidc_claims or {})

@@ -2,6 +2,7 @@
 
 import base64
 import ipaddress
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class Settings(BaseSettings):
     hitl_auth: Literal["required", "off"] | None = None
     hitl_secret_key: Annotated[str, Field(min_length=32)] | None = None
     hitl_secret_key_previous: Annotated[str, Field(min_length=32)] | None = None
+    hitl_oidc_issuer: str | None = None
+    hitl_oidc_audience: str | None = None
+    hitl_oidc_claims: Annotated[dict[str, str], NoDecode] | None = None
     hitl_public_url: str | None = None
     hitl_max_jobs: Annotated[int, Field(ge=1, le=10_000)] = 100
     hitl_poll_delay: Annotated[float, Field(gt=0, le=60)] = 0.5
@@ -62,6 +66,30 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(host.strip().lower() for host in value.split(",") if host.strip())
         return value
+
+    @field_validator("hitl_oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        plain = url.scheme == "http" and _is_loopback(url.hostname or "")
+        if not url.hostname or not (url.scheme == "https" or plain) or url.query or url.fragment or url.username:
+            raise ValueError("an https:// URL without a query, or an http:// URL of this machine")
+        return value
+
+    @field_validator("hitl_oidc_claims", mode="before")
+    @classmethod
+    def _claims(cls, value: Any) -> Any:
+        """JSON from our names to the claims'."""
+        try:
+            found = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            found = ()
+        ours = isinstance(found, dict) and set(found) <= {"subject", "tenant", "role", "groups"}
+        if found is not None and not (ours and all(isinstance(name, str) and name for name in found.values())):
+            raise ValueError("a JSON object with names of claims under any of subject, tenant, role, groups")
+        return found
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -135,12 +163,7 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the web listener is reachable from this machine only."""
-        if self.hitl_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.hitl_host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.hitl_host)
 
     @property
     def auth_required(self) -> bool:
@@ -176,6 +199,9 @@ def load_settings(**overrides: Any) -> Settings:
             f"HITL_AUTH: got 'off' with HITL_HOST={settings.hitl_host!r}; "
             "allowed: 'required', or 'off' with a loopback address"
         )
+    oidc = {"HITL_OIDC_ISSUER": settings.hitl_oidc_issuer, "HITL_OIDC_AUDIENCE": settings.hitl_oidc_audience}
+    for missing in [name for name, value in oidc.items() if any(oidc.values()) and value is None]:
+        raise SettingsError(f"{missing}: got nothing; allowed: a value, since the other of {' and '.join(oidc)} is set")
     return settings
 
 
@@ -214,6 +240,15 @@ def _is_webhook_secret(text: str) -> bool:
     encoded = text.removeprefix("whsec_")
     try:
         return text != encoded and bool(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.store.migrate import migrate
 
 DEADLINE_S = 20.0
-OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_")
+OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_", "DIRECT_")
 
 
 def free_port() -> int:

@@ -1302,3 +1302,60 @@ async def test_a_claim_keeps_others_from_deciding_until_it_is_let_go(client: htt
     assert (await client.post(f"{url}/release", headers=ann)).json()["claimed_by"] is None
     assert (await client.post(f"{url}/decision", json={"action": "approve"}, headers=bob)).status_code == 200
     assert (await client.post(f"{url}/claim", headers=ann)).json()["code"] == "approval_already_decided"
+
+
+async def test_a_reviewer_may_hand_it_on_and_is_then_no_reviewer_any_more(client: httpx2.AsyncClient) -> None:
+    approval = await at_review(client, reviewers={"users": ["ann", "bob"]}, top={"user_id": "u-handed"})
+    url = f"/hitl/approvals/{approval['approval_id']}"
+    ann, bob, zoe = ({"X-HITL-Actor": name} for name in ("ann", "bob", "zoe"))
+
+    for body in ({}, {"user": "zoe", "group": "legal"}, {"user": ""}, {"users": ["zoe"]}, None):
+        assert (await client.post(f"{url}/delegate", json=body, headers=ann)).status_code == 422
+    stranger = await client.post(f"{url}/delegate", json={"user": "zoe"}, headers=zoe)
+    await client.post(f"{url}/claim", headers=bob)
+    claimed_by_other = await client.post(f"{url}/delegate", json={"user": "zoe"}, headers=ann)
+    handed_on = await client.post(f"{url}/delegate", json={"user": "zoe", "reason": "knows foxes"}, headers=bob)
+
+    assert code(stranger) == (403, "not_a_reviewer")
+    assert code(claimed_by_other) == (409, "approval_claimed")
+    assert claimed_by_other.json()["approval"]["claimed_by"] == "bob"
+    assert handed_on.status_code == 200, handed_on.text
+    told = handed_on.json()
+    assert (told["approval_id"], told["status"]) == (approval["approval_id"], "pending")
+    assert told["reviewers"] == {"users": ["zoe"], "groups": [], "quorum": 1}
+    assert (told["claimed_by"], told["expires_at"]) == (None, approval["expires_at"])
+    assert code(await answer(client, approval, "approve", "bob")) == (403, "not_a_reviewer")
+    kept = (await shown(client, approval))["delegations"]
+    assert [(k["actor"], k["to"], k["reason"]) for k in kept] == [
+        ("bob", {"users": ["zoe"], "groups": []}, "knows foxes")
+    ]
+    assert (await answer(client, approval, "approve", "zoe")).status_code == 200
+    event = (await events(client, approval["run_id"], "approval.delegated"))[0]
+    assert event["actor"] == "bob"
+    to = {"users": ["zoe"], "groups": []}
+    assert event["data"] == {"approval_id": approval["approval_id"], "to": to}
+    late = await client.post(f"{url}/delegate", json={"user": "ann"}, headers=zoe)
+    assert (*code(late), late.json()["approval"]["status"]) == (409, "approval_already_decided", "approved")
+
+
+async def test_of_many_who_hand_it_on_at_once_the_first_decides_to_whom(client: httpx2.AsyncClient) -> None:
+    names = [f"n{n}" for n in range(8)]
+    approval = await at_review(client, reviewers={"users": names})
+    url = f"/hitl/approvals/{approval['approval_id']}/delegate"
+
+    answers = await asyncio.gather(
+        *(client.post(url, json={"user": f"to-{name}"}, headers={"X-HITL-Actor": name}) for name in names)
+    )
+
+    assert Counter(a.status_code for a in answers) == {200: 1, 403: 7}
+    won = next(a for a in answers if a.status_code == 200).json()
+    assert (await shown(client, approval))["reviewers"] == won["reviewers"]
+    assert len(await events(client, approval["run_id"], "approval.delegated")) == 1
+
+
+async def test_a_retry_waits_for_its_quorum(client: httpx2.AsyncClient) -> None:
+    approval = await at_review(client, "response_review", reviewers={"quorum": 2})
+
+    assert (await answer(client, approval, "retry", "ann")).json()["status"] == "pending"
+    assert (await answer(client, approval, "retry", "bob")).json()["status"] == "retried"
+    assert len(await events(client, approval["run_id"], "provider.submitted")) >= 1

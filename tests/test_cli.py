@@ -27,6 +27,7 @@ COMMANDS = [
     "approvals", "approvals list", "approvals show", "approvals decide", "audit", "audit verify", "audit export",
     "payload", "payload explain", "policy", "policy try", "webhooks", "webhooks list", "webhooks redeliver",
     "webhooks secret",
+    "tenants", "tenants list", "tenants set",
 ]  # fmt: skip
 
 
@@ -135,7 +136,9 @@ def test_every_command_explains_itself(data_dir: Path, command: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "nope", "keys", "up --port x", "up --workers 0", "keys create --name a", "runs show x", "runs cancel",
+    ["", "nope", "keys", "tenants set a --live-runs -1", "tenants set a --live-runs many", "tenants set",
+     "tenants set a --retention-days 0", "up --port x", "up --workers 0", "keys create --name a", "runs show x",
+     "runs cancel",
      f"approvals decide {NOBODY} maybe", f"approvals decide {NOBODY} edit --edits {{", "runs list --status gone"],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_status_2(data_dir: Path, command: str) -> None:
@@ -195,6 +198,17 @@ def test_migrating_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     assert first.startswith("applied 0001_")
     assert second == "nothing to do\n"
     eventually(lambda: not processes_of(tmp_path))
+
+
+def test_limits_of_a_tenant_are_set_one_by_one_and_taken_away(data_dir: Path) -> None:
+    printed(data_dir, "tenants", "set", "acme", "--starts-per-minute", "10", "--live-runs", "5")
+    printed(data_dir, "tenants", "set", "acme", "--live-runs", "none", "--retention-days", "30")
+
+    acme = next(row for row in rows(data_dir, "tenants", "list") if row["id"] == "acme")
+    limits = {"starts_per_minute": 10, "live_runs": None, "retention_days": 30}
+    assert acme == {"id": "acme", "name": "acme", **limits}
+    assert "acme  10" in printed(data_dir, "tenants", "list")
+    assert rows(data_dir, "tenants", "set", "acme")[0] == acme
 
 
 def test_a_key_is_printed_once_listed_without_itself_and_revoked(data_dir: Path) -> None:

@@ -31,6 +31,13 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         ("OPENAI_BASE_URL", "api.example.com/v1", "https://"),
         ("OPENAI_BASE_URL", "http://here:99999/v1", "0-65535"),
         ("OPENAI_API_KEY", "two words", "ASCII"),
+        ("HITL_OIDC_ISSUER", "http://id.example.com", "https://"),
+        ("HITL_OIDC_ISSUER", "id.example.com", "https://"),
+        ("HITL_OIDC_ISSUER", "https://id.example.com?x=1", "without a query"),
+        ("HITL_OIDC_CLAIMS", "{", "JSON object"),
+        ("HITL_OIDC_CLAIMS", '["sub"]', "JSON object"),
+        ("HITL_OIDC_CLAIMS", '{"user": "sub"}', "subject, tenant, role, groups"),
+        ("HITL_OIDC_CLAIMS", '{"role": 1}', "JSON object"),
     ],
 )
 def test_a_bad_value_is_one_line_with_name_value_and_what_is_allowed(
@@ -101,6 +108,28 @@ def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("HITL_PORT", "7002")
 
     assert (load_settings().hitl_port, load_settings().hitl_max_jobs) == (7002, 7)
+
+
+def test_issuer_and_audience_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, other in (
+        ("HITL_OIDC_ISSUER", "https://id.example.com/", "HITL_OIDC_AUDIENCE"),
+        ("HITL_OIDC_AUDIENCE", "hitl", "HITL_OIDC_ISSUER"),
+    ):
+        with monkeypatch.context() as env:
+            env.setenv(name, value)
+            with pytest.raises(SettingsError, match=f"^{other}: got nothing; allowed: "):
+                load_settings()
+
+
+def test_plain_http_is_for_an_issuer_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HITL_OIDC_ISSUER", "http://127.0.0.1:9000/realm")
+    monkeypatch.setenv("HITL_OIDC_AUDIENCE", "hitl")
+    monkeypatch.setenv("HITL_OIDC_CLAIMS", '{"role": "realm_access.role"}')
+
+    settings = load_settings()
+
+    assert settings.hitl_oidc_issuer == "http://127.0.0.1:9000/realm"
+    assert settings.hitl_oidc_claims == {"role": "realm_access.role"}
 
 
 def test_a_process_without_urls_says_which_is_missing() -> None:

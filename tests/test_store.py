@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from service.domain.policy import Checkpoint
 from service.embedded import Servers
-from service.store import approvals, runs, timers
+from service.store import approvals, runs, tenants, timers
 from service.store.approvals import InboxFilter
 from service.store.database import Conn, Database
 from service.store.migrate import LOCK_KEY, MigrationError, migrate, migrations, pending
@@ -137,6 +137,8 @@ HOT: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
         lambda c: approvals.inbox(c, "t3", InboxFilter(after=(NOW, UUID(int=1))), limit=50),
         "approvals_inbox",
     ),
+    "tenants.live_runs": (lambda c: tenants.live_runs(c, "t3", at_most=100), "runs_by_status"),
+    "tenants.nth_last_start_age_s": (lambda c: tenants.nth_last_start_age_s(c, "t3", 100), "runs_list"),
     "page": (lambda c: runs.page(c, "t3", RunFilter(), limit=50), "runs_list"),
     "page after": (lambda c: runs.page(c, "t3", RunFilter(before=(NOW, UUID(int=1))), limit=50), "runs_list"),
     "page by status": (lambda c: runs.page(c, "t3", RunFilter(statuses=["failed"]), limit=50), "runs_"),

@@ -20,6 +20,7 @@ from service.api.models import (
 )
 from service.api.operation import Call, Operation, Reply, pointers
 from service.api.problems import problem
+from service.api.reviewing import delegation_view
 from service.api.runs import idempotency
 from service.commands import approvals as commands
 from service.commands.approvals import Decided, Question
@@ -28,7 +29,7 @@ from service.domain.ids import job_id, parse_id
 from service.domain.principal import Permission
 from service.domain.view import approval_view
 from service.errors import HitlError, Invalid, NotFound
-from service.store import approvals
+from service.store import approvals, delegations
 
 
 async def list_pending(call: Call) -> Reply:
@@ -63,7 +64,10 @@ async def get_approval(call: Call) -> Reply:
     found = await call.services.notifier.wait_until(approval_id, look, done, timeout_s=query.wait)
     if found is None:
         raise NotFound("no such approval")
-    return Reply(approval_view(found))
+    async with call.services.db.connection() as conn:
+        handed_on = await delegations.of_approval(conn, approval_id)
+    more = {"delegations": [delegation_view(d) for d in handed_on]} if handed_on else {}
+    return Reply({**approval_view(found), **more})
 
 
 async def decide_in_run(call: Call) -> Reply:

@@ -132,9 +132,9 @@ def _responses(op: Operation, refs: Any) -> dict[str, Any]:
         codes |= {413, 415}
     for code in sorted(codes):
         answers[str(code)] = {"description": _REASONS[code], "content": problem}
-        if code == 503:
+        if code in (429, 503):
             schema = {"type": "integer"}
-            answers["503"]["headers"] = {"Retry-After": {"schema": schema, "description": "seconds"}}
+            answers[str(code)]["headers"] = {"Retry-After": {"schema": schema, "description": "seconds"}}
     return answers
 
 

@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from service.api.body import read_answer, read_bytes, read_json
 from service.api.models import NoQuery
-from service.commands import keys
+from service.commands import principals
 from service.commands.context import Services
 from service.domain.ids import parse_id
-from service.domain.principal import Permission, Principal, demand
+from service.domain.principal import Permission, Principal, demand, reserved
 from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
 
 DEV: Final = "dev"
-_OURS: Final = ("system:", "provider:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +106,26 @@ def json_response(
 
 async def authenticate(request: HTTPConnection, services: Services, permission: Permission | None) -> Principal:
     """Who asks, if they may. With auth off it is `dev`, who may everything in the tenant `default`."""
-    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
-    if actor.startswith(_OURS):
-        raise Forbidden("actor names that begin with system: or provider: are the service's own")
     if not request.app.state.auth_required:
-        return Principal(actor or DEV, "default", "admin")
+        return Principal(_actor(request) or DEV, "default", "admin")
     if permission is None:
         return Principal("anonymous", "", "submitter")
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("send Authorization: Bearer <key>")
-    principal = await keys.authenticate(services.db, services.keyring, key.strip())
+    principal = await principals.authenticate(services, key.strip())
     demand(principal, permission)
-    if principal.role == "service" and actor:
+    if principal.role == "service" and (actor := _actor(request)):
         return replace(principal, subject=actor)
     return principal
+
+
+def _actor(request: HTTPConnection) -> str:
+    """Whom the caller acts for; asked only where the caller may say so. Raises `Forbidden`."""
+    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
+    if reserved(actor):
+        raise Forbidden("actor names that begin with system: or provider: are the service's own")
+    return actor
 
 
 async def _raw_body(operation: Operation, request: Request) -> Any:

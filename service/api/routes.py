@@ -5,12 +5,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from service.api import approvals, files, messages, operations, runs, sockets, streams, webhooks
+from service.api import approvals, files, links, messages, operations, reviewing, runs, sockets, streams, webhooks
 from service.api.operation import Operation, serve
 
 TABLE: tuple[Operation, ...] = (
     *runs.OPERATIONS,
     *approvals.OPERATIONS,
+    *reviewing.OPERATIONS,
+    *links.OPERATIONS,
     *files.OPERATIONS,
     *operations.OPERATIONS,
     *messages.OPERATIONS,
@@ -24,7 +26,8 @@ def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in TABLE:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    return [*(_route(path, methods) for path, methods in by_path.items()), WebSocketRoute("/hitl/ws", sockets.endpoint)]
+    served = [_route(path, methods) for path, methods in by_path.items()]
+    return [*served, *links.PAGES, WebSocketRoute("/hitl/ws", sockets.endpoint)]
 
 
 def _route(path: str, methods: dict[str, Operation]) -> Route:

@@ -225,7 +225,7 @@ def _utc(at: datetime | None) -> datetime | None:
 
 
 _SUBMIT = Permission.SUBMIT
-_START = (401, 403, 409, 413, 415, 422)
+_START = (401, 403, 409, 413, 415, 422, 429)
 OPERATIONS = (
     Operation("POST", "/hitl/run", start_run, RunAccepted, _SUBMIT, 202, body=StartRunRequest, problems=_START),
     Operation(

@@ -83,7 +83,10 @@ def keys_list(tenant: str | None, as_json: bool) -> None:
             return await keys.all_keys(conn)
 
     rows = [asdict(key) for key in operate(work) if tenant in (None, key.tenant)]
-    columns = ("id", "name", "tenant", "role", "subject", "groups", "created_at", "expires_at", "revoked_at")
+    columns = (
+        *("id", "prefix", "name", "tenant", "role", "subject", "groups"),
+        *("created_at", "expires_at", "revoked_at", "used_at"),
+    )
     show(rows, columns, as_json=as_json)
 
 

@@ -1,6 +1,6 @@
 """Use cases of an approval: decide, ask. One decision wins; decision, timeout and cancel race for one row."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from service.domain.event import EventType, Fact, rfc3339
 from service.domain.ids import uuid7
 from service.domain.plan import Documents
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.domain.question import counted, redrawn, revised
 from service.domain.run import Run, Step, cancel, check_live, woken
 from service.errors import (
@@ -83,14 +83,18 @@ async def decide(
     *,
     channel: str = "http",
     run_id: UUID | None = None,
+    within: Callable[[Conn], Awaitable[None]] | None = None,
 ) -> Decided:
     """Take one reviewer's answer. Exactly one wins; refusals change nothing and say who was first.
 
     Raises `NotFound`, `NotAReviewer`, `SelfApproval`, `AlreadyDecided`, `ApprovalExpired`, `RunPaused`,
     `PayloadChanged`, `InvalidPayload`, `Invalid`. `run_id`, where given, must be the approval's run.
+    `within` is done first, in the same transaction: what lets one decide is used up with the decision, or not at all.
     """
     after = After.nothing()
     async with services.db.transaction() as conn:
+        if within is not None:
+            await within(conn)
         known = await approvals.get(conn, principal.tenant, approval_id)
         if known is None or (run_id is not None and known.run_id != run_id):
             raise NotFound("no such approval")
@@ -104,7 +108,7 @@ async def decide(
                 check_live(run)
             verdict = rules.judge(current, order, principal, now=services.db.now(), channel=channel)
         except Conflict as refusal:
-            raise _naming(refusal, current, run) from None
+            raise naming(refusal, current, run) from None
         run = await _take(conn, services, verdict, run, after)
     _log(verdict.approval, principal.subject, order.action)
     await carry_out(services, after)
@@ -117,14 +121,14 @@ async def claim(services: Services, approval_id: UUID, principal: Principal, *, 
     async with services.db.transaction() as conn:
         if await approvals.get(conn, principal.tenant, approval_id) is None:
             raise NotFound("no such approval")
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         assert current is not None
         now = services.db.now()
         change = rules.let_go if release else rules.claimed
         try:
             changed = change(current, principal, now=now)
         except Conflict as refusal:
-            raise _naming(refusal, current, run) from None
+            raise naming(refusal, current, run) from None
         await approvals.save(conn, changed)
         after.changed.append(changed.id)
         if run is not None:
@@ -142,6 +146,7 @@ async def claim(services: Services, approval_id: UUID, principal: Principal, *, 
 
 async def ask(services: Services, question: Question, principal: Principal) -> tuple[Approval, bool]:
     """Open an approval that belongs to no run. Returns it, and whether it was there before."""
+    demand(principal, Permission.ASK)
     now = services.db.now()
     payload = question.context.get("payload")
     opened = Approval(
@@ -179,7 +184,7 @@ async def expire(services: Services, approval_id: UUID) -> bool:
     """Do what silence means, if the approval's time is out by Postgres's clock. Returns whether it was."""
     after = After.nothing()
     async with services.db.transaction() as conn:
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         left = await timers.left_s(conn, approval_id)
         if current is None or left is None or left[0] is None or left[0] > 0:
             return False
@@ -193,7 +198,7 @@ async def remind(services: Services, approval_id: UUID) -> bool:
     """Say once more that a human is waited for, if it is time to. Returns whether it was."""
     after = After.nothing()
     async with services.db.transaction() as conn:
-        current, run = await _locked(conn, approval_id)
+        current, run = await locked(conn, approval_id)
         left = await timers.left_s(conn, approval_id)
         if current is None or left is None or left[1] is None or left[1] > 0:
             return False
@@ -334,7 +339,7 @@ async def _escalate(conn: Conn, current: Approval, run: Run | None, now: datetim
         after.changed.append(run.id)
 
 
-async def _locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | None]:
+async def locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | None]:
     """The approval and its run, locked in the one order that all use: the run first."""
     known = await approvals.run_of(conn, approval_id)
     if known is None:
@@ -360,7 +365,7 @@ def _fact(approval: Approval, verdict: Verdict) -> Fact:
     )
 
 
-def _naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
+def naming(refusal: HitlError, current: Approval, run: Run | None) -> HitlError:
     """The refusal with what a caller needs to see: the approval as it stands, and its run's status."""
     refusal.extra |= {"approval": current, "run_status": run.status if run else None}
     return refusal

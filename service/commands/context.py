@@ -9,6 +9,7 @@ from uuid import UUID
 
 import httpx2
 
+from service.commands.tenants import Limits
 from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
@@ -16,6 +17,7 @@ from service.domain.keyring import Keyring
 from service.domain.run import Run, RunStatus, woken
 from service.filestore import FileStore
 from service.notifier import Notifier
+from service.oidc import Issuer
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.store import approvals, cancels, runs
@@ -39,6 +41,8 @@ class Services:
     files: FileStore
     file_max_bytes: int
     client: httpx2.AsyncClient
+    issuer: Issuer | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,6 @@ from service.domain.run import Run
 from service.errors import FilesUnavailable, NotFound, Unavailable
 from service.filestore import PIECE, Missing, StoreFailed
 from service.logs import get_logger
-from service.providers.guard import BlockedAddress
 from service.store import files
 
 MAX_FILES: Final = 100
@@ -196,7 +195,7 @@ async def _fetched(client: httpx2.AsyncClient, url: str) -> AsyncIterator[httpx2
                     yield response
                     return
                 moved = response.headers.get("location") if response.is_redirect else None
-        except (httpx2.HTTPError, httpx2.InvalidURL, BlockedAddress, UnicodeError, ValueError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, ValueError) as error:
             raise NotCopied(type(error).__name__) from error
         if moved is None:
             raise NotCopied(f"status {response.status_code}")

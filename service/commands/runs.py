@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from service.commands import tenants
 from service.commands.context import After, Services, carry_out, finish, queued, release_next
 from service.domain import approval as approvals_
 from service.domain.call import CallStatus
@@ -13,7 +14,7 @@ from service.domain.event import EventType, Fact
 from service.domain.ids import uuid7
 from service.domain.plan import Documents
 from service.domain.policy import HitlConfig
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.domain.run import Run, RunStatus, Step, cancel, move, woken
 from service.errors import IdempotencyKeyReused, NotFound, RunState, SessionBusy, TenantMismatch
 from service.logs import get_logger
@@ -55,16 +56,21 @@ class Started:
 
 
 async def start_run(services: Services, order: StartRun, principal: Principal) -> Started:
-    """Accept a run. Raises `NoProvider`, `Invalid`, `TenantMismatch`, `SessionBusy`, `IdempotencyKeyReused`."""
+    """Accept a run. Raises `NoProvider`, `Invalid`, `TenantMismatch`, `SessionBusy`, `IdempotencyKeyReused`,
+    `TenantLimit`."""
+    demand(principal, Permission.SUBMIT)
     if order.run_input.get("tenant") not in (None, principal.tenant):
         raise TenantMismatch("run_input.tenant is not the tenant of the key")
     run, docs = _accepted(services, order, principal)
+    limit = await services.limits.of(services.db, principal.tenant)
     after = After.nothing()
     async with services.db.transaction() as conn:
         earlier = await taken(conn, principal.tenant, order.idempotency)
         if earlier is not None:
             return Started(UUID(earlier["run_id"]), replayed=True)
         run = await _take_turn(conn, services, run, order, principal, after)
+        if limit is not None:
+            await tenants.check(conn, limit)
         created = Fact(EventType.RUN_CREATED, principal.subject, _about(run))
         run = await runs.insert(conn, run, docs, [created, queued(run, "created")])
         if order.idempotency is not None:
@@ -91,6 +97,7 @@ async def taken(conn: Conn, tenant: str, wanted: Idempotency | None) -> Mapping[
 
 async def pause_run(services: Services, run_id: UUID, principal: Principal) -> Run:
     """Let no further step start. A provider call under way goes on: its worker keeps the lease and the token."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)
@@ -111,6 +118,7 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
 
 async def resume_run(services: Services, run_id: UUID, principal: Principal) -> Run:
     """Go on from the last durable step: a paused run, or a failed one whose error is recoverable."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)
@@ -131,6 +139,7 @@ async def resume_run(services: Services, run_id: UUID, principal: Principal) -> 
 
 async def cancel_run(services: Services, run_id: UUID, principal: Principal, *, reason: str | None) -> Run:
     """End a live run; its worker is refused at its next write. Cancelling a cancelled run changes nothing."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction() as conn:
         run = await _locked(conn, principal.tenant, run_id)

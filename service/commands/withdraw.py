@@ -2,10 +2,12 @@
 
 from uuid import UUID
 
+from service.commands.approvals import tell
 from service.commands.context import After, Services, carry_out
 from service.commands.runs import cancel_run
 from service.domain import approval as rules
 from service.domain.approval import Approval, ApprovalStatus
+from service.domain.event import EventType
 from service.domain.principal import Principal
 from service.errors import AlreadyDecided, NotFound
 from service.store import approvals
@@ -43,8 +45,10 @@ async def _close(services: Services, approval_id: UUID) -> Approval:
             return current
         if not current.is_open:
             raise AlreadyDecided("somebody decided first", extra={"approval": current})
-        closed = rules.cancelled(current, now=services.db.now())
+        now = services.db.now()
+        closed = rules.cancelled(current, now=now)
         await approvals.save(conn, closed)
+        await tell(conn, closed, EventType.APPROVAL_DECIDED, now)
         after.changed.append(closed.id)
     await carry_out(services, after)
     return closed

@@ -20,7 +20,7 @@ from service.domain.delivery import WEBHOOK, next_try, webhook_body
 from service.domain.standard_webhooks import sign
 from service.domain.view import approval_view
 from service.logs import get_logger
-from service.providers.guard import BlockedAddress
+from service.providers.guard import blocked
 from service.store import approvals, deliveries, runs
 from service.store.database import Conn
 from service.store.deliveries import Line, Message
@@ -101,7 +101,7 @@ class Webhooks:
         except TimeoutError:
             return "timeout"
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            return "address_blocked" if _blocked(error) else "unreachable"
+            return "address_blocked" if blocked(error) else "unreachable"
         except httpx2.TransportError:
             return "connection_broken"
         except (httpx2.InvalidURL, ValueError):
@@ -133,15 +133,6 @@ class Webhooks:
 
 def _pause(tries: int) -> timedelta | None:
     return next_try(tries, jitter=random.random())  # noqa: S311  spread, not secrecy
-
-
-def _blocked(error: BaseException | None) -> bool:
-    """The guard's refusal, however deep the client wrapped it."""
-    while error is not None:
-        if isinstance(error, BlockedAddress):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 async def _drain(response: httpx2.Response) -> None:

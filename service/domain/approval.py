@@ -12,7 +12,7 @@ from service.domain.canonical import NotCanonical, payload_sha256, same
 from service.domain.patch import merge_patch, pointer
 from service.domain.payload import missing
 from service.domain.policy import Checkpoint, EscalateTo, OnTimeout, Reviewers
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.errors import (
     AlreadyDecided,
     ApprovalClaimed,
@@ -133,7 +133,11 @@ class Verdict:
 
 
 def may_decide(approval: Approval, principal: Principal) -> None:
-    """Raises `NotAReviewer` or `SelfApproval`. A list that names people binds admins too."""
+    """Raises `Forbidden`, `NotAReviewer` or `SelfApproval`. A list that names people binds admins too.
+
+    The one place that says who may answer: every door and every timer's use case comes through here.
+    """
+    demand(principal, Permission.DECIDE)
     rule = approval.reviewers
     named = principal.subject in rule.users or bool(set(principal.groups) & set(rule.groups))
     if (rule.users or rule.groups) and not named:
@@ -142,11 +146,15 @@ def may_decide(approval: Approval, principal: Principal) -> None:
         raise SelfApproval("the submitter, or whom the run is for, may not decide about it")
 
 
+def may_retry(approval: Approval) -> bool:
+    return approval.run_id is not None and approval.checkpoint_type in _RETRYABLE
+
+
 def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
     """Whether this actor repeats the answer of theirs that stands; one to an earlier payload stands no more."""
     if approval.status in (ApprovalStatus.EXPIRED, ApprovalStatus.CANCELLED):
         return False
-    answers = _standing(approval.decisions) if approval.is_open else approval.decisions
+    answers = standing(approval) if approval.is_open else approval.decisions
     mine = [d for d in answers if d.actor == principal.subject]
     return bool(
         mine
@@ -222,6 +230,8 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
         context=context,
         payload_sha256=sha,
         edited=approval.edited or order.action == "edit",
+        claimed_by=None,  # who has answered keeps nobody waiting
+        claimed_until=None,
         decided_at=None if status is ApprovalStatus.PENDING else now,
         decisions=(*approval.decisions, decision),
         version=approval.version + 1,
@@ -250,6 +260,8 @@ def escalated(approval: Approval, *, now: datetime) -> Approval:
     assert approval.escalate_to is not None
     return replace(
         approval,
+        claimed_by=None,  # a claim of those who let the time pass binds nobody
+        claimed_until=None,
         escalated_at=now,
         expires_at=now + timedelta(seconds=approval.timeout_s),
         reviewers=approval.reviewers.model_copy(
@@ -352,7 +364,7 @@ def _check_shape(approval: Approval, order: Order) -> None:
     ):
         message = "goes with an edit at information_review"
         raise Invalid("partial is not possible here", errors=[{"pointer": "/partial", "message": message}])
-    if order.action == "retry" and (approval.run_id is None or checkpoint not in _RETRYABLE):
+    if order.action == "retry" and not may_retry(approval):
         raise _bad_action(f"retry is not possible at {checkpoint}")
     if order.action == "edit":
         if order.edits is None:
@@ -414,17 +426,22 @@ def _patch_of(edits: Any, payload: Any) -> Any:
 
 
 def _check_not_repeated(approval: Approval, decision: Decision) -> None:
-    *earlier, _ = _standing((*approval.decisions, decision))
-    if decision.action == "approve" and any(d.actor == decision.actor for d in earlier):
+    *earlier, _ = standing(approval, decision)
+    if decision.action in ("approve", "retry") and any(d.actor == decision.actor for d in earlier):
         raise Conflict("you have already given your answer to this payload")
 
 
-def _standing(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """The answers to what is under review now: an edit, or another outcome than was given before, starts anew."""
+def standing(approval: Approval, *more: Decision) -> tuple[Decision, ...]:
+    """The answers to what is under review now: an edit, another outcome than was given before, or the turn from
+    letting through to trying again (which are one at `error_recovery`) starts anew."""
+    decisions = (*approval.decisions, *more)
+    one_way = approval.checkpoint_type == Checkpoint.ERROR_RECOVERY
     start = 0
     for n in range(1, len(decisions)):
-        other = bool(decisions[n].edits) and not same(decisions[n].edits, decisions[n - 1].edits)
-        if decisions[n].action == "edit" or other:
+        before, after = decisions[n - 1], decisions[n]
+        other = bool(after.edits) and not same(after.edits, before.edits)
+        turned = not one_way and (after.action == "retry") != (before.action == "retry")
+        if after.action == "edit" or other or turned:
             start = n
     return decisions[start:]
 
@@ -433,11 +450,11 @@ def _status_after(approval: Approval, decision: Decision) -> ApprovalStatus:
     match decision.action:
         case "reject":
             return ApprovalStatus.REJECTED
-        case "retry":
-            return ApprovalStatus.RETRIED
-        case "approve" | "edit":
-            votes = {d.actor for d in _standing((*approval.decisions, decision))}
+        case "approve" | "edit" | "retry":
+            votes = {d.actor for d in standing(approval, decision)}
             if len(votes) < approval.reviewers.quorum:
                 return ApprovalStatus.PENDING
+            if decision.action == "retry":
+                return ApprovalStatus.RETRIED
             edited = approval.edited or decision.action == "edit"
             return ApprovalStatus.EDITED if edited else ApprovalStatus.APPROVED

@@ -33,7 +33,11 @@ class Keyring:
 
     def key_hashes(self, api_key: str) -> list[bytes]:
         """The hashes under which a key may be stored, the current secret's first."""
-        return [self._mac(master, "api-key", api_key) for master in self._secrets]
+        return self.hashes("api-key", api_key)
+
+    def hashes(self, purpose: str, text: str) -> list[bytes]:
+        """The keyed hashes of a secret that we gave out and only recognise, the current secret's first."""
+        return [self._mac(master, purpose, text) for master in self._secrets]
 
     def seal(self, value: Mapping[str, Any]) -> bytes:
         return self._fernet.encrypt(orjson.dumps(value))

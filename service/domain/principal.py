@@ -40,5 +40,14 @@ class Principal:
 
 def demand(principal: Principal, permission: Permission) -> None:
     """Raises `Forbidden` when the role does not hold the permission."""
-    if permission not in _MAY[principal.role]:
+    if not may(principal.role, permission):
         raise Forbidden(f"the role {principal.role} may not do this")
+
+
+def may(role: Role, permission: Permission) -> bool:
+    return permission in _MAY[role]
+
+
+def reserved(subject: str) -> bool:
+    """Whether it is a name that the service itself goes by in its events: nobody else may bear one."""
+    return subject.startswith(("system:", "provider:"))

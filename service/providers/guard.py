@@ -93,6 +93,15 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         return "loopback" in self._allow and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
+def blocked(error: BaseException | None) -> bool:
+    """Whether the guard refused, however deep the client wrapped it."""
+    while error is not None:
+        if isinstance(error, BlockedAddress):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def guarded_client(allow: Iterable[str]) -> httpx2.AsyncClient:
     """A client for addresses that other people chose. No proxy, no environment, no redirects."""
     transport = httpx2.AsyncHTTPTransport(trust_env=False, retries=0, limits=httpx2.Limits(max_connections=None))

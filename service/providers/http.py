@@ -23,7 +23,7 @@ from service.domain.call import (
 )
 from service.domain.canonical import JSON
 from service.providers.config import Cost, Schema, ToolConfig, checked
-from service.providers.guard import BlockedAddress
+from service.providers.guard import blocked
 from service.providers.protocol import Provider, Request
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
@@ -98,9 +98,9 @@ class HttpProvider(Provider):
                 return await self._send(request)
         except TimeoutError:
             return OutcomeUnknown("no answer in time")
-        except BlockedAddress:
-            return Rejected("the address may not be reached from here")
-        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if blocked(error):
+                return Rejected("the address may not be reached from here")
             return Unreachable("the connection was refused")
         except httpx2.TransportError:
             # sent and cut: the same idempotency key makes another try harmless

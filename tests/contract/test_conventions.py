@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,52 +9,13 @@ from uuid import uuid4
 import httpx2
 import orjson
 import pytest
-import pytest_asyncio
 
-from service.commands.context import Services
-from service.commands.keys import NewKey, create_key, revoke_key
-from service.runtime import open_runtime
-from service.settings import Settings
-from tests.conftest import Stack, at, decide, echo, eventually, free_port, process, run_body, settled, start, web
+from service.commands.keys import revoke_key
+from tests.conftest import Stack, at, decide, echo, eventually, free_port, process, run_body, settled, start
+from tests.contract.conftest import Secured
 
 JSON = {"content-type": "application/json"}
 NOBODY = "0197f3a0-0000-7000-8000-000000000000"
-
-
-@dataclass
-class Secured:
-    """A web process that wants keys, and a way to make them."""
-
-    url: str
-    services: Services
-    open: AsyncExitStack
-
-    async def key(self, role: Any, **more: Any) -> tuple[Any, str]:
-        wanted = NewKey(name=f"{role}-{uuid4().hex[:6]}", role=role, **more)
-        row, secret = await create_key(self.services.db, self.services.keyring, wanted)
-        return row.id, secret
-
-    async def client(self, role: Any, **more: Any) -> httpx2.AsyncClient:
-        return await self.bearing((await self.key(role, **more))[1])
-
-    async def bearing(self, key: str | None, **headers: str) -> httpx2.AsyncClient:
-        auth = {"Authorization": f"Bearer {key}"} if key else {}
-        made = httpx2.AsyncClient(base_url=self.url, headers={**auth, **headers}, timeout=70, trust_env=False)
-        return await self.open.enter_async_context(made)
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def secured(stack: Stack) -> AsyncIterator[Secured]:
-    settings = Settings(
-        database_url=stack.env["DATABASE_URL"],
-        redis_url=stack.env["REDIS_URL"],
-        hitl_secret_key=stack.env["HITL_SECRET_KEY"],
-        _env_file=None,
-    )
-    async with AsyncExitStack() as opened:
-        runtime = await opened.enter_async_context(open_runtime(settings, process="test"))
-        url = opened.enter_context(web({**stack.env, "HITL_AUTH": "required"}, stack.folder, "secured"))
-        yield Secured(url, runtime.services, opened)
 
 
 def check_problem(answer: httpx2.Response, status: int, code: str | None = None) -> dict[str, Any]:
@@ -146,6 +105,13 @@ async def test_only_a_service_key_may_name_the_acting_user(secured: Secured) -> 
     assert "the-key" in await decider(secured, "service")
     for role in ("reviewer", "admin"):
         assert "the-key" in await decider(secured, role, **{"X-HITL-Actor": "carol"})
+
+
+async def test_an_actor_that_is_the_service_itself_is_refused_where_the_header_counts(secured: Secured) -> None:
+    for role, status in (("service", 403), ("admin", 200), ("reviewer", 200), ("submitter", 200)):
+        for actor in ("system:timeout", "provider:echo"):
+            client = await secured.bearing((await secured.key(role))[1], **{"X-HITL-Actor": actor})
+            assert (await client.get("/hitl/runs")).status_code == status
 
 
 async def test_a_run_of_another_tenant_is_unknown(secured: Secured) -> None:

@@ -19,9 +19,11 @@ from service.domain.approval import (
     cancelled,
     check_open,
     check_payload,
+    claimed,
     escalated,
     escalates,
     judge,
+    let_go,
     may_decide,
     restarted,
     same_answer,
@@ -29,11 +31,14 @@ from service.domain.approval import (
     stopped,
 )
 from service.domain.canonical import payload_sha256
+from service.domain.delegation import delegated
 from service.domain.policy import Checkpoint, EscalateTo, Reviewers
 from service.errors import (
     AlreadyDecided,
+    ApprovalClaimed,
     ApprovalExpired,
     Conflict,
+    Forbidden,
     HitlError,
     Invalid,
     InvalidPayload,
@@ -399,6 +404,91 @@ def test_a_pause_takes_nothing_of_the_time(before: int, stood: int) -> None:
     assert (after.timer_no, after.clock_stopped_at, after.armed) == (2, None, False)
 
 
+# How many try again
+
+
+def test_a_retry_needs_the_quorum_too() -> None:
+    for checkpoint in ("response_review", "error_recovery", "outcome_unknown"):
+        one = ruled(an_approval(checkpoint_type=checkpoint, reviewers=TWO), Order("retry"), "ann").approval
+        assert (one.status, one.decided_at) == (S.PENDING, None)
+        refused(Conflict, one, Order("retry", reason="really"), "ann")
+        assert ruled(one, Order("retry"), "bob").approval.status is S.RETRIED
+
+
+def test_letting_through_and_trying_again_are_counted_apart() -> None:
+    approval = ruled(an_approval(checkpoint_type="response_review", reviewers=TWO), APPROVE, "ann").approval
+    approval = ruled(approval, Order("retry"), "bob").approval
+    assert approval.status is S.PENDING
+    assert ruled(approval, APPROVE, "cem").approval.status is S.PENDING
+    assert ruled(approval, Order("retry"), "ann").approval.status is S.RETRIED
+
+
+def test_in_error_recovery_an_approve_is_a_retry() -> None:
+    approval = ruled(an_approval(checkpoint_type="error_recovery", reviewers=TWO), APPROVE, "ann").approval
+    assert ruled(approval, Order("retry"), "bob").approval.status is S.RETRIED
+
+
+# For how long one keeps it
+
+
+def test_whoever_has_answered_keeps_the_others_waiting_no_more() -> None:
+    approval = claimed(an_approval(reviewers=TWO), who("ann"), now=NOW)
+    refused(ApprovalClaimed, approval, APPROVE, "bob")
+    approval = ruled(approval, APPROVE, "ann").approval
+    assert (approval.status, approval.claimed_by, approval.claimed_until) == (S.PENDING, None, None)
+    assert ruled(approval, APPROVE, "bob").approval.status is S.APPROVED
+
+
+def test_a_claim_binds_nobody_after_an_escalation() -> None:
+    waiting = an_approval(on_timeout="escalate", escalate_to=EscalateTo(users=["bob"]))
+    after = escalated(claimed(waiting, who("ann"), now=NOW), now=NOW)
+    assert (after.claimed_by, after.claimed_until) == (None, None)
+
+
+# To whom it is handed on
+
+
+ZOE = EscalateTo(users=["zoe"])
+
+
+def test_an_approval_that_is_handed_on_is_for_the_others_alone() -> None:
+    approval = claimed(an_approval(reviewers=Reviewers(users=["ann", "bob"])), who("ann"), now=NOW)
+    with pytest.raises(ApprovalClaimed):
+        delegated(approval, ZOE, who("bob"), now=NOW)
+    after = delegated(approval, ZOE, who("ann"), now=NOW)
+    assert (after.reviewers.users, after.reviewers.groups, after.claimed_by) == (["zoe"], [], None)
+    assert (after.id, after.expires_at, after.status) == (approval.id, approval.expires_at, S.PENDING)
+    for name in ("ann", "bob"):
+        refused(NotAReviewer, after, APPROVE, name)
+    assert ruled(after, APPROVE, "zoe").approval.status is S.APPROVED
+
+
+def test_only_who_may_decide_may_hand_on() -> None:
+    named = an_approval(reviewers=Reviewers(users=["ann"], allow_self_approval=False))
+    with pytest.raises(NotAReviewer):
+        delegated(named, ZOE, who("bob"), now=NOW)
+    with pytest.raises(Forbidden):
+        delegated(an_approval(), ZOE, replace(who("ann"), role="submitter"), now=NOW)
+    with pytest.raises(SelfApproval):
+        delegated(named, EscalateTo(users=["dev"]), who("ann"), now=NOW)
+    with pytest.raises(ApprovalExpired):
+        delegated(named, ZOE, who("ann"), now=named.expires_at)
+    with pytest.raises(AlreadyDecided):
+        delegated(ruled(named, APPROVE, "ann").approval, ZOE, who("ann"), now=NOW)
+
+
+def test_a_quorum_stays_within_reach_of_whom_it_is_handed_to() -> None:
+    approval = an_approval(reviewers=Reviewers(quorum=2))
+    with pytest.raises(Invalid) as refusal:
+        delegated(approval, ZOE, who("ann"), now=NOW)
+    assert where(refusal.value) == ["/user"]
+    assert delegated(approval, EscalateTo(groups=["legal"]), who("ann"), now=NOW).reviewers.quorum == 2
+    voted = ruled(approval, APPROVE, "ann").approval
+    with pytest.raises(Invalid):
+        delegated(voted, EscalateTo(users=["ann"]), who("ann"), now=NOW)
+    assert ruled(delegated(voted, ZOE, who("ann"), now=NOW), APPROVE, "zoe").approval.status is S.APPROVED
+
+
 # Whatever the order
 
 
@@ -455,6 +545,22 @@ class OneApproval(RuleBasedStateMachine):
         assert before.clock_stopped_at is not None or before.expires_at > self.now
         self.become(verdict.approval, name)
 
+    @rule(name=NAMES, to=NAMES, change=st.sampled_from(["claim", "release", "delegate"]))
+    def keep_or_hand_on(self, name: str, to: str, change: str) -> None:
+        before, held = self.approval, self.approval.claimed_by
+        try:
+            if change == "delegate":
+                after = delegated(before, EscalateTo(users=[to]), who(name), now=self.now)
+            else:
+                after = (claimed if change == "claim" else let_go)(before, who(name), now=self.now)
+        except HitlError:
+            assert self.approval is before
+            return
+        assert held in (None, name) or before.claimed_until is None or before.claimed_until <= self.now
+        assert after.expires_at == before.expires_at
+        assert after.decisions == before.decisions
+        self.become(after, name)
+
     @rule(seconds=st.integers(0, 40))
     def wait(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -510,7 +616,8 @@ class OneApproval(RuleBasedStateMachine):
     def a_decided_approval_says_no_to_everybody(self) -> None:
         if not self.approval.is_open:
             for order in (APPROVE, REJECT, edit(n=2)):
-                refused(Conflict, self.approval, order, "ann" if not self.approval.escalated_at else "bob")
+                asked = self.approval.reviewers.users
+                refused(Conflict, self.approval, order, asked[-1] if asked else "ann")
 
 
 TestOneApproval = OneApproval.TestCase
