@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,13 @@ class Follower:
         while over < runs:
             patience = self.chance.randint(1, 12)
             try:
-                async with aclosing(self._read()) as told:
-                    async for run_id, seq, kind, last in told:
-                        self.seen.append((run_id, seq, kind))
-                        self.last = last
-                        over += kind in FINAL
-                        patience -= 1
-                        if over == runs or patience == 0:
-                            break
+                async for run_id, seq, kind, last in self._read():
+                    self.seen.append((run_id, seq, kind))
+                    self.last = last
+                    over += kind in FINAL
+                    patience -= 1
+                    if over == runs or patience == 0:
+                        break
             except AWAY:
                 await asyncio.sleep(CALM_S)
             self.cuts += 1
