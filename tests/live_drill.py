@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,14 @@ class Follower:
         while over < runs:
             patience = self.chance.randint(1, 12)
             try:
-                async for run_id, seq, kind, last in self._read():
-                    self.seen.append((run_id, seq, kind))
-                    self.last = last
-                    over += kind in FINAL
-                    patience -= 1
-                    if over == runs or patience == 0:
-                        break
+                async with aclosing(self._read()) as told:
+                    async for run_id, seq, kind, last in told:
+                        self.seen.append((run_id, seq, kind))
+                        self.last = last
+                        over += kind in FINAL
+                        patience -= 1
+                        if over == runs or patience == 0:
+                            break
             except AWAY:
                 await asyncio.sleep(CALM_S)
             self.cuts += 1
@@ -119,13 +120,16 @@ class Follower:
         after = {run_id: seq for run_id, seq, _ in self.seen}
         topic = {"run_id": self.run_id} if self.run_id else {"session_id": self.session}
         async with socket(self.site.url) as live:
-            await live.say("subscribe", {**topic, "after": after})
-            while True:
-                frame = await live.hear()
-                if frame["type"] == "error":
-                    raise TimeoutError
-                if "event" in frame:
-                    yield frame["run_id"], frame["seq"], frame["event"], None
+            try:
+                await live.say("subscribe", {**topic, "after": after})
+                while True:
+                    frame = await live.hear()
+                    if frame["type"] == "error":
+                        raise TimeoutError
+                    if "event" in frame:
+                        yield frame["run_id"], frame["seq"], frame["event"], None
+            finally:  # with frames unread, this client would wait ten seconds for the closing handshake
+                live.connection.transport.abort()
 
 
 async def persist(work: Callable[[], Awaitable[httpx2.Response]], *statuses: int) -> httpx2.Response:
