@@ -120,13 +120,16 @@ class Follower:
         after = {run_id: seq for run_id, seq, _ in self.seen}
         topic = {"run_id": self.run_id} if self.run_id else {"session_id": self.session}
         async with socket(self.site.url) as live:
-            await live.say("subscribe", {**topic, "after": after})
-            while True:
-                frame = await live.hear()
-                if frame["type"] == "error":
-                    raise TimeoutError
-                if "event" in frame:
-                    yield frame["run_id"], frame["seq"], frame["event"], None
+            try:
+                await live.say("subscribe", {**topic, "after": after})
+                while True:
+                    frame = await live.hear()
+                    if frame["type"] == "error":
+                        raise TimeoutError
+                    if "event" in frame:
+                        yield frame["run_id"], frame["seq"], frame["event"], None
+            finally:  # with frames unread, this client would wait ten seconds for the closing handshake
+                live.connection.transport.abort()
 
 
 async def persist(work: Callable[[], Awaitable[httpx2.Response]], *statuses: int) -> httpx2.Response:
