@@ -23,7 +23,9 @@ from service.api import openapi, problems
 from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
+from service.commands.watch import exposition
 from service.errors import HitlError
+from service.exporter import exporting
 from service.runtime import open_runtime
 from service.settings import Settings, load_or_exit, require_or_exit
 
@@ -48,8 +50,10 @@ def create_app(settings: Settings | None = None) -> Starlette:
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
             app.state.services = runtime.services
             app.state.auth_required = given.auth_required
-            with leaving.on_sigterm(runtime.services.notifier.leave):
-                yield
+            services = runtime.services
+            async with exporting(given, lambda: exposition(services)):
+                with leaving.on_sigterm(services.notifier.leave):
+                    yield
 
     static = resources.files("service.api") / "static"
     return Starlette(

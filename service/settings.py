@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None
     hitl_pg_pooler: Literal["transaction"] | None = None
+    hitl_metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
 

@@ -18,8 +18,10 @@ from structlog.contextvars import bound_contextvars
 from service import logs
 from service.arq_worker import DRAINING
 from service.commands import approvals, timers
+from service.commands.watch import exposition
 from service.domain.ids import uuid7
 from service.errors import Unavailable
+from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
@@ -79,6 +81,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     orchestrator = HITLOrchestrator(runtime.services, worker_id=worker_id, lease_s=settings.hitl_lease_seconds)
     orchestrator.draining = ctx[DRAINING]
     runtime.services.notifier.on_stop(orchestrator.drop)
+    await stack.enter_async_context(exporting(settings, lambda: exposition(runtime.services)))
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)

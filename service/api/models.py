@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from service.domain import schema as schemas
 from service.domain.policy import EscalateTo, HitlConfig, OnTimeout, Reviewers, Timeout
@@ -466,3 +466,7 @@ class Problem(Answer):
     errors: list[ErrorPointer] | None = None
     run_status: str | None = None
     approval: ApprovalView | None = None
+
+
+class Exposition(RootModel[str]):
+    """Prometheus's text format."""

@@ -110,7 +110,7 @@ def _path_schema(name: str) -> dict[str, Any]:
 
 
 def _responses(op: Operation, refs: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": refs[(op.answer, "serialization")]}}
+    content = {kind: {"schema": refs[(op.answer, "serialization")]} for kind in op.media_types}
     answers: dict[str, Any] = {str(op.status): {"description": _REASONS[op.status], "content": content}}
     problem = {"application/problem+json": {"schema": refs[(Problem, "serialization")]}}
     codes = set(op.problems) | {422, 500}

@@ -48,7 +48,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[Call], Awaitable[Reply | Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class Operation:
     any_body: bool = False
     problems: tuple[int, ...] = ()
     tag: str = "runs"
+    media_types: tuple[str, ...] = ("application/json",)
 
 
 async def serve(operation: Operation, request: Request) -> Response:
@@ -79,6 +80,8 @@ async def serve(operation: Operation, request: Request) -> Response:
     body = _body(operation, raw_body)
     call = Call(services, principal, request, request.path_params, query, body, raw_body)
     reply = await operation.handler(call)
+    if isinstance(reply, Response):  # a stream
+        return reply
     return json_response(reply.body, reply.status if reply.status != 200 else operation.status, reply.headers)
 
 
