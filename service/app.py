@@ -25,7 +25,9 @@ from service.api import asyncapi, openapi, problems
 from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
+from service.commands.watch import exposition
 from service.errors import HitlError
+from service.exporter import exporting
 from service.live.hub import Hub
 from service.runtime import open_runtime
 from service.settings import Settings, load_or_exit, require_or_exit
@@ -52,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
             services = runtime.services
             hub = Hub(services.db, services.notifier)
-            async with hub.running():
+            async with hub.running(), exporting(given, lambda: exposition(services)):
                 app.state.services = services
                 app.state.auth_required = given.auth_required
                 app.state.hub = hub

@@ -262,6 +262,7 @@ class Caller:
         log.info(
             "provider.call", run_id=str(held.run.id), tenant=held.run.tenant, provider=held.provider.name,
             outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+            cost_usd=outcome.cost_usd if isinstance(outcome, Answered) else None,
         )  # fmt: skip
 
 

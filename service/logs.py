@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from service import __version__
+from service import __version__, metrics
 
 CATALOGUE: Final[Mapping[str, str]] = {
     "http.request": "one request was answered: method, route template, status, duration_ms",
@@ -55,6 +55,8 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "worker.task_failed": "a background task of the worker failed and goes on",
     "sweep.finished": "one sweep that found something: counts",
     "sweep.part_failed": "a part of a sweep met a fault; the rest of it went on",
+    "metrics.served": "the port of HITL_METRICS_PORT answers",
+    "metrics.not_served": "that port is taken; the process runs without it",
     "lib": "a line of a library at WARNING or above",
 }
 
@@ -69,19 +71,23 @@ def get_logger(name: str) -> FilteringBoundLogger:
 def configure(*, process: str, level: str = "INFO", fmt: str | None = None) -> None:
     """Set up structlog and route the libraries' own lines through it. `process` is web, worker or cli."""
     numeric = logging.getLevelNamesMapping()[level]
+    counts = process in ("web", "worker")
     renderer: Processor = structlog.processors.JSONRenderer()
     if (fmt or ("console" if sys.stdout.isatty() else "json")) == "console":
         renderer = structlog.dev.ConsoleRenderer()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        *([_count] if counts else []),
+        _from(numeric),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _stamp(process),
         _guard,
     ]
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        # what is counted is counted at every level: lines below ours are dropped after that
+        wrapper_class=structlog.make_filtering_bound_logger(min(numeric, logging.INFO) if counts else numeric),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
         cache_logger_on_first_use=False,
     )
@@ -112,6 +118,20 @@ class LibraryHandler(logging.Handler):
 
 
 ARQ_LOG_CONFIG: Final = library_config()  # for `arq … --custom-log-dict service.logs.ARQ_LOG_CONFIG`
+
+
+def _count(_: Any, __: str, event: EventDict) -> EventDict:
+    metrics.observe(event)
+    return event
+
+
+def _from(numeric: int) -> Processor:
+    def drop(_: Any, name: str, event: EventDict) -> EventDict:
+        if logging.getLevelNamesMapping().get(name.upper(), logging.CRITICAL) < numeric:
+            raise structlog.DropEvent
+        return event
+
+    return drop
 
 
 def _stamp(process: str) -> Processor:

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     hitl_pg_pooler: Literal["transaction"] | None = None
     openai_api_key: str | None = Field(default=None, repr=False)
     openai_base_url: str = "https://api.openai.com/v1"
+    hitl_metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
 

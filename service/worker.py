@@ -19,9 +19,11 @@ from structlog.contextvars import bound_contextvars
 from service import logs
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
+from service.commands.watch import exposition
 from service.delivering import deliver
 from service.domain.ids import uuid7
 from service.errors import Unavailable
+from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
@@ -52,10 +54,16 @@ async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
     process: Process = ctx["process"]
     started = time.monotonic()
     with bound_contextvars(run_id=run_id, job_id=ctx["job_id"]):
-        log.info("job.started", job="advance_run")
+        log.info("job.started", job="advance_run", waited_ms=_waited_ms(ctx))
         outcome = await process.orchestrator.advance(UUID(run_id))
         took_ms = round((time.monotonic() - started) * 1000)
         log.info("job.finished", job="advance_run", outcome=outcome, duration_ms=took_ms)
+
+
+def _waited_ms(ctx: dict[str, Any]) -> int:
+    """Since the wake-up was sent, or since its moment: arq's score, which ranks what is due before that."""
+    due: float = max(ctx["enqueue_time"].timestamp(), ctx["score"] / 1000)
+    return max(0, round((time.time() - due) * 1000))
 
 
 async def expire_approval(ctx: dict[str, Any], approval_id: str) -> None:
@@ -89,6 +97,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     orchestrator.draining = ctx[DRAINING]
     runtime.services.notifier.on_stop(orchestrator.drop)
     ctx[BURY] = partial(_bury, runtime, worker_id)
+    await stack.enter_async_context(exporting(settings, lambda: exposition(runtime.services)))
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)
@@ -242,12 +251,14 @@ async def _sweep(runtime: Runtime) -> None:
     """One pass, and others at once while there is more than a pass takes: an outage leaves much behind."""
     more = True
     while more:
+        started = time.monotonic()
         try:
             found = await timers.sweep(runtime.services)
         except Unavailable:
             return
         if found.total():
-            log.info("sweep.finished", **{kind: count for kind, count in found.items() if count})
+            took_ms = round((time.monotonic() - started) * 1000)
+            log.info("sweep.finished", duration_ms=took_ms, **{kind: count for kind, count in found.items() if count})
         more = timers.more(found)
 
 

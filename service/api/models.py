@@ -492,3 +492,7 @@ class Problem(Answer):
     errors: list[ErrorPointer] | None = None
     run_status: str | None = None
     approval: ApprovalView | None = None
+
+
+class Exposition(RootModel[str]):
+    """Prometheus's text format."""

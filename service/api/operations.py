@@ -2,9 +2,21 @@
 
 import asyncio
 
-from service.api.models import CallbackQuery, Health, ProviderList, QueueView, Readiness, Received, WebhookSecret
+from starlette.responses import Response
+
+from service import metrics
+from service.api.models import (
+    CallbackQuery,
+    Exposition,
+    Health,
+    ProviderList,
+    QueueView,
+    Readiness,
+    Received,
+    WebhookSecret,
+)
 from service.api.operation import Call, Operation, Reply
-from service.commands import webhooks
+from service.commands import watch, webhooks
 from service.commands.callbacks import take_callback
 from service.domain.ids import parse_id
 from service.domain.principal import Permission
@@ -71,6 +83,11 @@ async def _postgres(call: Call) -> str:
         return "away"
 
 
+async def get_metrics(call: Call) -> Response:
+    """What this process has counted, and the state of the service, for Prometheus."""
+    return Response(await watch.exposition(call.services), media_type=metrics.CONTENT_TYPE)
+
+
 OPERATIONS = (
     Operation("GET", "/hitl/queue", get_queue, QueueView, tag="operations"),
     Operation("GET", "/hitl/providers", list_providers, ProviderList, tag="operations"),
@@ -82,6 +99,7 @@ OPERATIONS = (
         "POST", "/hitl/webhooks/http/{run_id}", take_http_callback, Received, None, query=CallbackQuery,
         any_body=True, problems=(401, 413, 415, 422), tag="webhooks",
     ),
+    Operation("GET", "/metrics", get_metrics, Exposition, media_types=("text/plain",), tag="operations"),
     Operation("GET", "/healthz", healthz, Health, None, tag="operations"),
     Operation("GET", "/readyz", readyz, Readiness, None, problems=(503,), tag="operations"),
 )  # fmt: skip

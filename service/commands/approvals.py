@@ -19,7 +19,7 @@ from service.domain.plan import Documents
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Permission, Principal, demand
 from service.domain.question import counted, redrawn, revised
-from service.domain.run import Run, Step, cancel, check_live, woken
+from service.domain.run import Run, Step, cancel, check_live, ms_between, woken
 from service.errors import (
     AmbiguousApproval,
     Conflict,
@@ -110,7 +110,7 @@ async def decide(
         except Conflict as refusal:
             raise naming(refusal, current, run) from None
         run = await _take(conn, services, verdict, run, after)
-    _log(verdict.approval, principal.subject, order.action)
+    _log(verdict.approval, principal.subject, order.action, channel)
     await carry_out(services, after)
     return Decided(verdict.approval, run)
 
@@ -380,7 +380,8 @@ def _hash(payload: Any) -> str | None:
         return None
 
 
-def _log(approval: Approval, actor: str, action: str) -> None:
+def _log(approval: Approval, actor: str, action: str, channel: str) -> None:
+    waited_ms = ms_between(approval.created_at, approval.decided_at) if approval.decided_at else None
     log.info(
         "approval.decided",
         approval_id=str(approval.id),
@@ -389,11 +390,22 @@ def _log(approval: Approval, actor: str, action: str) -> None:
         actor=actor,
         action=action,
         status=approval.status,
+        checkpoint=approval.checkpoint_type,
+        channel=channel,
+        waited_ms=waited_ms,
     )
 
 
 def log_silence(changed: Approval) -> None:
     if changed.status is ApprovalStatus.EXPIRED:
-        log.info("approval.expired", approval_id=str(changed.id), tenant=changed.tenant)
+        assert changed.decided_at is not None
+        log.info(
+            "approval.expired",
+            approval_id=str(changed.id),
+            run_id=str(changed.run_id) if changed.run_id else None,
+            tenant=changed.tenant,
+            on_timeout=changed.on_timeout,
+            late_ms=ms_between(changed.expires_at, changed.decided_at),
+        )
     elif not changed.is_open:
-        _log(changed, rules.TIMEOUT_ACTOR, "approve")
+        _log(changed, rules.TIMEOUT_ACTOR, "approve", "timeout")

@@ -68,6 +68,7 @@ async def _tried(part: str, work: Awaitable[int], otherwise: Callable[[], Awaita
 async def recover_abandoned(services: Services) -> int:
     """Take over runs whose worker fell silent: a new token refuses whatever it may still write."""
     after = After.nothing()
+    told: list[tuple[Run, str, int]] = []
     dead = await dead_workers(services)
     async with services.db.transaction() as conn:
         abandoned = await runs.lock_abandoned(conn, dead=dead, limit=BATCH)
@@ -76,6 +77,7 @@ async def recover_abandoned(services: Services) -> int:
         for run in abandoned:
             cause = "worker_died" if run.worker_id in dead else "worker_silent"
             stood_still_ms = ms_between(last_sign(run, signs.get(run.worker_id or "")), now)
+            told.append((run, cause, stood_still_ms))
             after.wake.append(await _taken_over(conn, run, now, cause, stood_still_ms))
             after.changed.append(run.id)
         if len(abandoned) < BATCH:
@@ -83,8 +85,11 @@ async def recover_abandoned(services: Services) -> int:
                 await workers.leave(conn, worker_id)
     await carry_out(services, after)
     await services.queue.forget(*(job_id(run.id, run.fencing_token - 1) for run in abandoned))
-    for run in abandoned:
-        log.warning("run.recovered", run_id=str(run.id), tenant=run.tenant, step=run.step, worker=run.worker_id)
+    for run, cause, stood_still_ms in told:
+        log.warning(
+            "run.recovered", run_id=str(run.id), tenant=run.tenant, step=run.step, worker=run.worker_id,
+            cause=cause, stood_still_ms=stood_still_ms,
+        )  # fmt: skip
     return len(abandoned)
 
 

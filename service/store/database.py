@@ -1,6 +1,7 @@
 """The pool, transactions, and Postgres's clock. The only module that opens connections."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
+from service import metrics
 from service.errors import Unavailable
 
 # in quotes: asyncpg's classes are generic for the type checker only
@@ -105,7 +107,9 @@ class Database:
             await self.open()
         assert self._pool is not None
         with answering():
+            started = time.monotonic()
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+                metrics.POOL_WAIT.observe(time.monotonic() - started)
                 yield conn
 
     @asynccontextmanager

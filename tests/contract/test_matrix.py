@@ -6,6 +6,7 @@ A route that is in no row fails here until somebody says who may use it.
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -18,11 +19,14 @@ from service.api.routes import TABLE, routes
 from service.commands.keys import NewKey, create_key, revoke_key
 from service.commands.links import make_link, open_link
 from service.commands.runs import StartRun, pause_run, start_run
+from service.domain.file import StoredFile, location_of
+from service.domain.ids import uuid7
 from service.domain.policy import HitlConfig
 from service.domain.principal import Principal
 from service.embedded import Servers
+from service.filestore import FolderStore
 from service.runtime import Runtime
-from service.store import approvals
+from service.store import approvals, files
 from tests.acting import worker
 from tests.conftest import base_env, echo, own_runtime, run_body, web
 
@@ -42,6 +46,7 @@ class Row:
     form: Callable[[Mapping[str, str]], Any] | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
+    stream: bool = False  # it goes on for ever: only its beginning is looked at
     names_it: bool = False  # the request's own body holds the id, so the answer may
 
 
@@ -85,17 +90,27 @@ MATRIX: Final[Mapping[tuple[str, str], Row]] = {
     ("POST", "/hitl/approvals/{approval_id}/link"): Row(MANAGES, lambda _: {"reviewer": REVIEWER}),
     ("GET", "/hitl/links/{token}"): Row(OPEN),
     ("POST", "/hitl/links/{token}"): Row(OPEN, form=lambda ids: {"action": "approve", "nonce": ids["nonce"]}),
+    ("GET", "/hitl/files/{file_id}"): Row(READS),
+    ("GET", "/hitl/events"): Row(LISTS, query={"session_id": "s-of-nobody"}, stream=True),
+    ("POST", "/hitl/ws/ticket"): Row(LISTS.replace("200", "201")),
+    ("POST", "/hitl/websocket/message"): Row(LISTS, lambda _: {"type": "ping", "data": {}}),
     ("GET", "/hitl/queue"): Row(LISTS),
     ("GET", "/hitl/providers"): Row(LISTS),
+    ("GET", "/metrics"): Row(LISTS),
+    ("GET", "/hitl/webhooks/secret"): Row(MANAGES.replace("404", "200")),
+    ("POST", "/hitl/webhooks/replicate/{run_id}"): Row(
+        "401 401 401 401  401 401 401 401  401 401  401", lambda _: {"id": "p1"}
+    ),
     ("POST", "/hitl/webhooks/http/{run_id}"): Row(
         "401 401 401 401  401 401 401 401  401 401  401", lambda _: {}, query={"call": "1", "signature": "forged"}
     ),
     ("GET", "/healthz"): Row(OPEN),
     ("GET", "/readyz"): Row(OPEN),
     ("GET", "/openapi.json"): Row(OPEN),
+    ("GET", "/asyncapi.json"): Row(OPEN),
     ("GET", "/docs"): Row(OPEN),
 }
-OF_THE_APP: Final = {("GET", "/openapi.json"), ("GET", "/docs")}
+OF_THE_APP: Final = {("GET", "/openapi.json"), ("GET", "/asyncapi.json"), ("GET", "/docs")}
 
 
 def served() -> set[tuple[str, str]]:
@@ -123,6 +138,7 @@ class World:
 
     runtime: Runtime
     clients: Mapping[str, httpx2.AsyncClient]
+    files: Path
 
     async def ids(self, path: str, row: Row) -> dict[str, str]:
         """A fresh run that waits for its reviewers, and whatever else the request speaks of."""
@@ -154,9 +170,27 @@ class World:
             url, _ = await make_link(services, approval.id, REVIEWER, admin, expires_in_s=None)
             ids["token"] = url.rpartition("/")[2]
             ids["nonce"] = (await open_link(services, ids["token"])).nonce
+        if "{file_id}" in path:
+            ids["file_id"] = await self.file(run_id)
         if row.paused:
             await pause_run(services, run_id, sue)
         return ids
+
+    async def file(self, run_id: UUID) -> str:
+        file_id = uuid7()
+        content, location = b"a picture", location_of(file_id)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield content
+
+        await FolderStore(self.files).put(location, pieces())
+        stored = StoredFile(
+            file_id, MINE, run_id, "a.png", "image/png", len(content), sha256(content).hexdigest(), location,
+            self.runtime.services.db.now(),
+        )  # fmt: skip
+        async with self.runtime.services.db.transaction() as conn:
+            await files.insert(conn, [stored])
+        return str(file_id)
 
     async def versions(self, ids: Mapping[str, str]) -> Any:
         """What changes with every change of the run or its approval."""
@@ -204,20 +238,21 @@ async def keys(runtime: Runtime) -> dict[str, str | None]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("matrix")
     async with AsyncExitStack() as opened:
         runtime = await opened.enter_async_context(own_runtime(servers, "matrix", redis_db=9))
         assert runtime.settings.database_url and runtime.settings.redis_url
         env = base_env(
             servers, HITL_AUTH="required", DATABASE_URL=runtime.settings.database_url,
-            REDIS_URL=runtime.settings.redis_url,
+            REDIS_URL=runtime.settings.redis_url, HITL_FILES=str(folder / "files"),
         )  # fmt: skip
-        url = opened.enter_context(web(env, tmp_path_factory.mktemp("matrix")))
+        url = opened.enter_context(web(env, folder))
         clients = {}
         for name, key in (await keys(runtime)).items():
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=70, trust_env=False)
             clients[name] = await opened.enter_async_context(client)
-        yield World(runtime, clients)
+        yield World(runtime, clients, folder / "files")
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(MATRIX), ids=" ".join)
@@ -232,6 +267,9 @@ async def cell(world: World, name: str, method: str, path: str, row: Row) -> int
     """The status that this one is answered. A refusal changes nothing and tells another tenant nothing."""
     ids = await world.ids(path, row) if "{" in path or row.json else {}
     before = await world.versions(ids) if ids else None
+    if row.stream:
+        async with world.clients[name].stream(method, path, params=dict(row.query)) as beginning:
+            return beginning.status_code
     answer = await world.clients[name].request(
         method, path.format(**ids), params=dict(row.query), json=row.json(ids) if row.json else None,
         data=row.form(ids) if row.form else None,
@@ -250,7 +288,9 @@ async def cell(world: World, name: str, method: str, path: str, row: Row) -> int
 
 async def test_lists_of_another_tenant_know_nothing_of_mine(world: World) -> None:
     ids = await world.ids("", Row(""))
-    lists = [path for (method, path), row in MATRIX.items() if method == "GET" and row.cells == LISTS]
+    lists = [
+        path for (method, path), row in MATRIX.items() if method == "GET" and row.cells == LISTS and not row.stream
+    ]
     assert {"/hitl/runs", "/hitl/runs/active", "/hitl/approvals/pending"} <= set(lists)
 
     for path in lists:
