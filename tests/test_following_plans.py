@@ -14,7 +14,7 @@ from service.store import events, keys, tickets
 from service.store.database import Conn, Database
 from service.store.events import Line
 from service.store.migrate import migrate
-from tests.test_store import FILL, made, plans
+from tests.test_store import FILL, plans
 
 EVENTS = """
 insert into events (run_id, seq, tenant, type, at, actor, data, prev_hash, hash, xid)
@@ -38,7 +38,7 @@ HOT: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def told(servers: Servers) -> AsyncIterator[Database]:
-    url = await made(servers, "full_of_events")
+    url = await new_database(servers, "full_of_events")
     await migrate(url)
     conn = await asyncpg.connect(url)
     await conn.execute("set synchronous_commit = off")

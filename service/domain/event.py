@@ -86,6 +86,11 @@ def event_hash(event: Event) -> str:
     return sha256_hex(event.prev_hash.encode() + canonical(body))
 
 
+def said(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of an event as its fact had it, without what `chain` added."""
+    return {name: value for name, value in data.items() if name not in STANDS}
+
+
 def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[Event]]:
     """The facts as the run's next events, and the run with its counter and last hash moved on.
 

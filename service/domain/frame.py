@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.event import STANDS, Event, EventType, rfc3339
+from service.domain.event import Event, EventType, rfc3339, said
 from service.domain.run import RunStatus, Step
 
 _E = EventType
@@ -117,7 +117,7 @@ def _status(event: Event) -> dict[str, Any]:
     if "approval_id" in event.data:
         found["approval_id"] = event.data["approval_id"]
     if event.type == EventType.PROVIDER_PROGRESS:
-        found["progress"] = {name: value for name, value in event.data.items() if name not in STANDS}
+        found["progress"] = said(event.data)
     return found
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from service.domain.event import Event
+from service.domain.event import Event, said
 from service.domain.snapshot import START, Snapshot
 from service.store.database import Conn
 
@@ -40,10 +40,11 @@ async def after(conn: Conn, tenant: str, run_id: UUID, seq: int, *, limit: int) 
 
 
 async def last_data(conn: Conn, run_id: UUID, kind: str) -> Any:
-    """The data of the run's last event of this type, or None."""
-    return await conn.fetchval(
+    """What the run's last event of this type said, or None."""
+    data = await conn.fetchval(
         "select data from events where run_id = $1 and type = $2 order by seq desc limit 1", run_id, kind
     )
+    return None if data is None else said(data)
 
 
 # Reading over many runs: what one snapshot sees and another does not (`domain.snapshot`).
