@@ -14,6 +14,7 @@ from service.store import events, keys, tickets
 from service.store.database import Conn, Database
 from service.store.events import Line
 from service.store.migrate import migrate
+from tests.conftest import new_database
 from tests.test_store import FILL, plans
 
 EVENTS = """
