@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 from service import logs
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
+from service.commands.purge import purge_by_policy
 from service.commands.watch import exposition
 from service.delivering import deliver
 from service.domain.ids import uuid7
@@ -32,6 +33,7 @@ from service.store import dead_jobs, runs, workers
 from service.store.database import Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
+PURGE_EVERY_S: Final = 3600.0
 HIDDEN_FOR_MS: Final = 60_000
 
 log = logs.get_logger("worker")
@@ -150,6 +152,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         # beside the sweep: a provider that is slow to answer must not hold it up
         group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
         group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
+        group.create_task(_every(PURGE_EVERY_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 

@@ -25,7 +25,7 @@ COMMANDS = [
     "", "up", "demo", "migrate", "web", "worker", "openapi", "doctor", "queue", "keys", "keys create", "keys list",
     "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "runs requeue",
     "approvals", "approvals list", "approvals show", "approvals decide", "audit", "audit verify", "audit export",
-    "payload", "payload explain", "policy", "policy try", "webhooks", "webhooks list", "webhooks redeliver",
+    "payload", "payload explain", "policy", "policy try", "purge", "webhooks", "webhooks list", "webhooks redeliver",
     "webhooks secret",
     "tenants", "tenants list", "tenants set",
 ]  # fmt: skip

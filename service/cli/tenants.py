@@ -55,7 +55,7 @@ def tenants_list(as_json: bool) -> None:
 @click.argument("name", callback=_named)
 @click.option("--starts-per-minute", type=Limit(0), help="Runs that may be started within a minute.")
 @click.option("--live-runs", type=Limit(0), help="Runs that are not over.")
-@click.option("--retention-days", type=Limit(1), help="Stored for the purge of finished runs.")
+@click.option("--retention-days", type=Limit(1), help="Finished runs older than this are deleted.")
 @json_option
 def tenants_set(name: str, as_json: bool, **limits: Any) -> None:
     """Change limits; those that are not named stay. `none` takes one away. In force within 2 seconds."""

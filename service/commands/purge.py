@@ -1,0 +1,72 @@
+"""Use case: forget what is over for longer than it is kept, in batches that hold nobody up."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from service.commands.context import Services
+from service.filestore import StoreFailed
+from service.logs import get_logger
+from service.store import purge as store
+from service.store.purge import Kept
+
+BATCH: Final = 200
+
+log = get_logger("commands.purge")
+
+
+async def kept(services: Services, *, tenant: str | None, days: int | None) -> list[Kept]:
+    """How long whose record is kept: by each tenant's own policy, or `days` for the one named, or for all."""
+    async with services.db.connection() as conn:
+        if days is None:
+            return [one for one in await store.policies(conn) if tenant in (None, one.tenant)]
+        names = [tenant] if tenant is not None else await store.tenants(conn)
+        return [Kept(name, days) for name in names]
+
+
+async def count(services: Services, one: Kept) -> dict[str, int]:
+    """What a purge would remove: `{runs, files, questions}`."""
+    async with services.db.connection() as conn:
+        return await store.count(conn, one)
+
+
+async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = lambda _: None) -> dict[str, int]:
+    """Remove what is over for longer. `told` hears the number of runs of each batch.
+
+    Files go before the rows that say where they are: what dies in between is found again. A file store that is away
+    leaves the runs for the next time.
+    """
+    found: Counter[str] = Counter(runs=0, files=0, questions=0)
+    while True:
+        async with services.db.connection() as conn:
+            run_ids = await store.over(conn, one, limit=BATCH)
+            places = await store.locations(conn, one.tenant, run_ids)
+        try:
+            for place in places:
+                await services.files.remove(place)
+        except StoreFailed as error:
+            log.warning("purge.failed", tenant=one.tenant, error=type(error).__name__)
+            break
+        async with services.db.transaction() as conn:
+            gone = await store.remove(conn, run_ids)
+        found.update(runs=gone, files=len(places))
+        told(gone)
+        if len(run_ids) < BATCH or not gone:
+            break
+    while True:
+        async with services.db.transaction() as conn:
+            gone = await store.remove_questions(conn, one, limit=BATCH)
+        found["questions"] += gone
+        if gone < BATCH:
+            break
+    if found.total():
+        log.info("purge.finished", tenant=one.tenant, days=one.days, **found)
+    return dict(found)
+
+
+async def purge_by_policy(services: Services) -> None:
+    """What a worker does every hour. Two at once only do less work each."""
+    for one in await kept(services, tenant=None, days=None):
+        await purge(services, one)
+    async with services.db.transaction() as conn:
+        await store.remove_leftovers(conn)
