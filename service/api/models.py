@@ -5,12 +5,22 @@ from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from service.domain import schema as schemas
 from service.domain.policy import EscalateTo, HitlConfig, OnTimeout, Reviewers, Timeout
 
 REQUEST: Final = ConfigDict(extra="forbid", strict=True)
+
+
+def _no_number(value: Any) -> Any:
+    """Numbers would be read as seconds since 1970, or as milliseconds, by their size."""
+    if isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit():
+        raise ValueError("must be a time by RFC 3339")
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_no_number)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -177,8 +187,8 @@ class RunsQuery(PageQuery):
     user_id: str | None = None
     session_id: str | None = None
     provider: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
 
 
 class InboxQuery(PageQuery):

@@ -353,7 +353,16 @@ async def test_no_error_tells_of_our_inside(client: httpx2.AsyncClient) -> None:
             assert answer.status_code in (200, 404, 422), (path, answer.text)
             for word in ("Traceback", "asyncpg", "psycopg", "/service/", "select ", "site-packages"):
                 assert word not in answer.text
-    for query in ("user_id=%00", "session_id=%00", "provider=%00", "cursor=%00", "created_after=x", "status=x"):
+    for query in (
+        "user_id=%00",
+        "session_id=%00",
+        "provider=%00",
+        "cursor=%00",
+        "created_after=x",
+        "created_before=0.5",
+        "created_after=1700000000",
+        "status=x",
+    ):
         answer = await client.get(f"/hitl/runs?{query}")
         assert answer.status_code in (200, 422), (query, answer.text)
     nul = check_problem(await client.get("/hitl/runs?user_id=%00"), 422)
