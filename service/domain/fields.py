@@ -129,7 +129,8 @@ class Field:
         if self.type == "array":
             items = self.facets.get("items", {})
             texts = not isinstance(items, Mapping) or items.get("type", "string") == "string"
-            return self.holds_turns or (texts and all(isinstance(one, str) for one in self.sample or ()))
+            samples = self.sample if isinstance(self.sample, list | tuple) else ()
+            return self.holds_turns or (texts and all(isinstance(one, str) for one in samples))
         return self.type in ("string", None)
 
     @property

@@ -243,8 +243,8 @@ def _place_settings(draft: _Draft, root: JSON | None, fields: Mapping[str, Field
 
 def _emptied(root: JSON | None, candidate: Field) -> JSON:
     """What the sample leaves behind: null for content, `[]` for an array, objects field by field."""
-    if candidate.negative and candidate.type in ("string", None):
-        return ""
+    if candidate.negative:
+        return "" if candidate.type in ("string", None) and candidate.free else None
     if isinstance(candidate.sample, list | tuple) and candidate.type == "array":
         return [] if candidate.required or not candidate.facets.get("minItems") else None
     if candidate.kind is not None or _misplaced(candidate):

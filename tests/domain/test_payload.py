@@ -605,6 +605,21 @@ def test_under_any_schema_no_sample_leaks_and_every_fault_is_told(
     assert built == build(material, schema=schema, example=example)
 
 
+@pytest.mark.parametrize("kind", [{"type": "integer"}, {"enum": ["bold", 4]}, {"type": "array", "items": TEXT}])
+def test_a_sample_of_what_is_not_wanted_stays_behind_whatever_its_type(kind: dict[str, Any]) -> None:
+    built = build(
+        Material(FOX), schema=_object([], prompt=TEXT, negative_prompt=kind), example={"negative_prompt": "x"}
+    )
+
+    assert built.payload == {"prompt": FOX}
+
+
+def test_a_sample_of_another_shape_than_the_schemas_array_is_no_reason_to_fall_over() -> None:
+    schema = _object([], texts={"type": "array", "items": TEXT})
+
+    assert build(Material(FOX), schema=schema, example={"texts": 0.5}).payload == {"texts": [FOX]}
+
+
 # -- origins, confidence, changes ----------------------------------------------------------------------
 
 
