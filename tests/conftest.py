@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import hypothesis
 import orjson
 import pytest
 import pytest_asyncio
@@ -30,6 +31,11 @@ from service.settings import Settings
 from service.store.migrate import migrate
 
 DEADLINE_S = 20.0
+
+# The same examples at every run: what is red is red for everybody. `make fuzz` searches for new ones.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=3000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_", "DIRECT_")
 
 
