@@ -79,12 +79,20 @@ async def test_an_answer_is_json_or_text(
 
 @pytest.mark.parametrize(
     "body", [b'{"t":"a\\u0000b"}', b"a\x00b", b"\xff\xfe\xfd", b'{"n":1e400}', b'{"n":123456789012345678901234567890}',
-             b'{"s":"\\ud800"}', b'{"a":NaN}']
+             b'{"s":"\\ud800"}', b'{"a":NaN}', b"[" * 900 + b"]" * 900, b'{"a":' * 250 + b"1" + b"}" * 250]
 )  # fmt: skip
 async def test_an_odd_answer_ends_the_run_orderly(client: httpx2.AsyncClient, provider: Provider, body: bytes) -> None:
     run = await run_once(client, provider, (200, body))
     assert run["status"] == "completed", run["error"]
     assert len(provider.seen) == 1
+
+
+async def test_an_answer_that_cannot_be_decoded_is_one_that_was_cut(
+    client: httpx2.AsyncClient, provider: Provider
+) -> None:
+    run = await run_once(client, provider, (200, b"no gzip", {"content-encoding": "gzip"}), (200, {"ok": True}))
+    assert (run["status"], run["result"]) == ("completed", {"ok": True}), run["error"]
+    assert len({seen.headers["idempotency-key"] for seen in provider.seen}) == 1
 
 
 async def test_500_three_times_is_tried_again_under_one_key(client: httpx2.AsyncClient, provider: Provider) -> None:
