@@ -181,6 +181,8 @@ async def test_422_asks_with_every_faulty_field_and_an_edit_is_a_new_call(
     assert approval["reasons"] == ["provider.error"]
     issues = {issue["field"]: issue for issue in approval["context"]["validation_issues"]}
     assert set(issues) == {"num_outputs", "prompt"}
+    run = (await client.get(f"/hitl/runs/{run_id}")).json()
+    assert run["validation_issues"] == approval["context"]["validation_issues"]
     assert issues["prompt"]["issue"] == "too short"
     assert all(value in issues["num_outputs"]["suggested_fix"] for value in ("1", "2", "4"))
     for issue in issues.values():
