@@ -370,6 +370,8 @@ async def test_a_callback_may_tell_of_a_failure(client: httpx2.AsyncClient, prov
     assert (await client.post(path, json={"error": {"message": "out of memory"}})).status_code == 200
     run = await settled(client, run_id)
     assert (run["status"], run["error"]["code"]) == ("failed", "provider_failed")
+    assert "out of memory" in run["error"]["message"]
+    assert run["raw_response"] == {"error": {"message": "out of memory"}}
 
 
 async def test_a_callback_may_come_before_the_202_is_stored(client: httpx2.AsyncClient) -> None:
