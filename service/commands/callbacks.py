@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from service.commands.context import After, Services, carry_out, close_approval, queued
@@ -13,6 +13,8 @@ from service.domain.run import Run, RunStatus, ms_between, woken
 from service.errors import BadSignature
 from service.store import approvals, calls, cancels, runs
 from service.store.database import Conn
+
+MAX_TOLD: Final = 200
 
 
 async def take_callback(services: Services, run_id: UUID, number: int, signature: str, body: Any) -> None:
@@ -39,6 +41,7 @@ async def take_callback(services: Services, run_id: UUID, number: int, signature
             await runs.set_answer(conn, run.id, output=answered.output, raw=answered.raw)
             facts = [Fact(EventType.PROVIDER_COMPLETED, f"provider:{run.provider}", took)]
         else:
+            await runs.set_answer(conn, run.id, output=None, raw=answered.raw)
             facts = [Fact(EventType.PROVIDER_FAILED, f"provider:{run.provider}", {**took, "code": "provider_failed"})]
         if run.status is RunStatus.AWAITING_PROVIDER:
             run = woken(run, now=now)
@@ -119,5 +122,7 @@ def purpose(provider: str) -> str:
 def _outcome(body: Any) -> Outcome:
     """The body is the output as a 2xx body would be; a failure is `{"error": {"message"}}`."""
     if isinstance(body, dict) and set(body) == {"error"} and isinstance(body["error"], dict):
-        return ProviderFailed("the provider reported a failure", raw=body)
+        message = body["error"].get("message")
+        told = f": {' '.join(message.split())[:MAX_TOLD]}" if isinstance(message, str) and message.strip() else ""
+        return ProviderFailed(f"the provider reported a failure{told}", raw=body)
     return Answered(output=body, raw=body)

@@ -9,6 +9,7 @@ from service.domain import form, policy
 from service.domain.approval import Approval
 from service.domain.ids import job_id
 from service.domain.plan import Documents
+from service.domain.question import schema_of
 from service.domain.run import TOTAL_STEPS, Run, RunStatus, ms_between
 from service.domain.view import approval_view, when
 from service.store import approvals, runs
@@ -28,7 +29,6 @@ async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list
 def _run_view(
     run: Run, docs: Documents, waiting: Sequence[Approval], history: Sequence[runs.StepRecord], now: datetime
 ) -> dict[str, Any]:
-    schema = (docs.description or {}).get("schema")
     expiries = [a.expires_at for a in waiting] + ([run.deadline_at] if run.deadline_at and not run.final else [])
     return {
         "run_id": str(run.id),
@@ -49,7 +49,7 @@ def _run_view(
         "hitl_config": policy.dump(docs.config),
         "payload": docs.payload,
         "payload_sha256": run.payload_sha256,
-        "validation_issues": form.issues(docs.payload, schema) if docs.payload is not None else [],
+        "validation_issues": _issues(docs, waiting),
         "progress": {
             "total_steps": TOTAL_STEPS,
             "completed_steps": run.completed_steps,
@@ -68,6 +68,15 @@ def _run_view(
         "cost": {"estimated_usd": run.estimated_usd, "actual_usd": run.actual_usd},
         "version": run.version,
     }
+
+
+def _issues(docs: Documents, waiting: Sequence[Approval]) -> list[dict[str, Any]]:
+    """What keeps the payload from being sent: the provider's complaints while they are open, else ours."""
+    for approval in waiting:
+        if approval.checkpoint_type == policy.Checkpoint.ERROR_RECOVERY:
+            told: list[dict[str, Any]] = approval.context["validation_issues"]
+            return told
+    return form.issues(docs.payload, schema_of(docs)) if docs.payload is not None else []
 
 
 def _timings(run: Run, now: datetime) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """`http-agent-tool`: the approved payload as the JSON body of one request to any endpoint."""
 
 import asyncio
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final
@@ -27,6 +28,7 @@ from service.providers.guard import blocked
 from service.providers.protocol import Provider, Request
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+MAX_ANSWER_DEPTH: Final = 200  # what is written as JSON may be 254 deep, with all that is around it
 _OURS: Final = frozenset({"content-length", "transfer-encoding", "host", "connection", "idempotency-key"})
 
 
@@ -102,8 +104,8 @@ class HttpProvider(Provider):
             if blocked(error):
                 return Rejected("the address may not be reached from here")
             return Unreachable("the connection was refused")
-        except httpx2.TransportError:
-            # sent and cut: the same idempotency key makes another try harmless
+        except httpx2.RequestError:
+            # sent and cut, or not to be decoded: the same idempotency key makes another try harmless
             return Unreachable("the connection broke before the answer")
 
     async def _send(self, request: Request) -> Outcome:
@@ -144,11 +146,25 @@ def _outcome(response: httpx2.Response, body: bytes) -> Outcome:
 
 
 def parsed(body: bytes) -> JSON:
-    """The body as JSON, or as text where it is none."""
+    """The body as JSON, or as text where it is none or is nested too deep to be stored and told again."""
     try:
-        return orjson.loads(body)
+        found: JSON = orjson.loads(body)
     except orjson.JSONDecodeError:
         return body.decode("utf-8", "replace")
+    return found if _is_flat(found) else body.decode("utf-8", "replace")
+
+
+def _is_flat(value: JSON) -> bool:
+    level: list[JSON] = [value]
+    for _ in range(MAX_ANSWER_DEPTH):
+        level = [inner for one in level for inner in _members(one) if isinstance(inner, dict | list)]
+        if not level:
+            return True
+    return False
+
+
+def _members(value: JSON) -> Iterable[JSON]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def issues_of(answer: JSON) -> list[dict[str, Any]]:
@@ -197,7 +213,8 @@ def retry_after_s(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:

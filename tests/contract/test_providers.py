@@ -79,12 +79,20 @@ async def test_an_answer_is_json_or_text(
 
 @pytest.mark.parametrize(
     "body", [b'{"t":"a\\u0000b"}', b"a\x00b", b"\xff\xfe\xfd", b'{"n":1e400}', b'{"n":123456789012345678901234567890}',
-             b'{"s":"\\ud800"}', b'{"a":NaN}']
+             b'{"s":"\\ud800"}', b'{"a":NaN}', b"[" * 900 + b"]" * 900, b'{"a":' * 250 + b"1" + b"}" * 250]
 )  # fmt: skip
 async def test_an_odd_answer_ends_the_run_orderly(client: httpx2.AsyncClient, provider: Provider, body: bytes) -> None:
     run = await run_once(client, provider, (200, body))
     assert run["status"] == "completed", run["error"]
     assert len(provider.seen) == 1
+
+
+async def test_an_answer_that_cannot_be_decoded_is_one_that_was_cut(
+    client: httpx2.AsyncClient, provider: Provider
+) -> None:
+    run = await run_once(client, provider, (200, b"no gzip", {"content-encoding": "gzip"}), (200, {"ok": True}))
+    assert (run["status"], run["result"]) == ("completed", {"ok": True}), run["error"]
+    assert len({seen.headers["idempotency-key"] for seen in provider.seen}) == 1
 
 
 async def test_500_three_times_is_tried_again_under_one_key(client: httpx2.AsyncClient, provider: Provider) -> None:
@@ -173,6 +181,8 @@ async def test_422_asks_with_every_faulty_field_and_an_edit_is_a_new_call(
     assert approval["reasons"] == ["provider.error"]
     issues = {issue["field"]: issue for issue in approval["context"]["validation_issues"]}
     assert set(issues) == {"num_outputs", "prompt"}
+    run = (await client.get(f"/hitl/runs/{run_id}")).json()
+    assert run["validation_issues"] == approval["context"]["validation_issues"]
     assert issues["prompt"]["issue"] == "too short"
     assert all(value in issues["num_outputs"]["suggested_fix"] for value in ("1", "2", "4"))
     for issue in issues.values():
@@ -360,6 +370,8 @@ async def test_a_callback_may_tell_of_a_failure(client: httpx2.AsyncClient, prov
     assert (await client.post(path, json={"error": {"message": "out of memory"}})).status_code == 200
     run = await settled(client, run_id)
     assert (run["status"], run["error"]["code"]) == ("failed", "provider_failed")
+    assert "out of memory" in run["error"]["message"]
+    assert run["raw_response"] == {"error": {"message": "out of memory"}}
 
 
 async def test_a_callback_may_come_before_the_202_is_stored(client: httpx2.AsyncClient) -> None:

@@ -182,6 +182,8 @@ async def test_a_model_without_a_schema_falls_back_to_the_example(
         (Fault(429, {}, {"retry-after": "7"}), Unreachable, 7),
         (Fault(500), Unreachable, None),
         (Fault(503, {}, {"retry-after": "7"}), Unreachable, 7),
+        (Fault(503, {}, {"retry-after": "inf"}), Unreachable, None),
+        (Fault(503, {}, {"retry-after": "nan"}), Unreachable, None),
         (Fault(None), Unreachable, None),
         (Fault(200, "html"), Unreachable, None),
         (Fault(302, None, {"location": "/v1/account"}), Rejected, None),
