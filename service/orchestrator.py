@@ -377,6 +377,7 @@ class HITLOrchestrator:
                 ready = woken(run, now=now, released_at=now)
                 await runs.save(conn, ready, [queued(ready, "handed_over")], now=now)
             after.wake.append(ready)
+            after.changed.append(run_id)
 
         try:
             async with asyncio.timeout(HAND_OVER_TIMEOUT_S):

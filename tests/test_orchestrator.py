@@ -429,8 +429,10 @@ async def test_a_worker_that_is_stopped_mid_call_hands_over(empty: Runtime, gate
     run_id = await begin(empty, http_tool(gated.url))
     task = await in_call(empty, gated, run_id, worker(empty))
     held = (await look(empty, run_id)).fencing_token
-    task.cancel()  # what arq does when the drain's time is out
-    assert await task == "handed_over"
+    with empty.services.notifier.follow(run_id) as changed:
+        task.cancel()  # what arq does when the drain's time is out
+        assert await task == "handed_over"
+    assert changed.is_set(), "who follows the run must hear that it is queued again"
     ready = await look(empty, run_id)
     assert (ready.status, ready.fencing_token) == ("queued", held + 1)
     gated.opened.set()
