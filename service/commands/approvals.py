@@ -119,10 +119,7 @@ async def claim(services: Services, approval_id: UUID, principal: Principal, *, 
     """Keep an approval for oneself for ten minutes, or let it go. Raises as `decide`, and `ApprovalClaimed`."""
     after = After.nothing()
     async with services.db.transaction() as conn:
-        if await approvals.get(conn, principal.tenant, approval_id) is None:
-            raise NotFound("no such approval")
-        current, run = await locked(conn, approval_id)
-        assert current is not None
+        current, run = await locked_for(conn, principal, approval_id)
         now = services.db.now()
         change = rules.let_go if release else rules.claimed
         try:
@@ -346,6 +343,15 @@ async def locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | 
         return None, None
     run = await runs.lock_any(conn, known[0]) if known[0] else None
     return await approvals.lock(conn, approval_id), run
+
+
+async def locked_for(conn: Conn, principal: Principal, approval_id: UUID) -> tuple[Approval, Run | None]:
+    """As `locked`, of the principal's tenant. Raises `NotFound`."""
+    if await approvals.get(conn, principal.tenant, approval_id) is None:
+        raise NotFound("no such approval")
+    current, run = await locked(conn, approval_id)
+    assert current is not None
+    return current, run
 
 
 def _fact(approval: Approval, verdict: Verdict) -> Fact:

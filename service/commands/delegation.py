@@ -2,14 +2,14 @@
 
 from uuid import UUID
 
-from service.commands.approvals import locked, naming
+from service.commands.approvals import locked_for, naming
 from service.commands.context import After, Services, carry_out
 from service.domain.approval import Approval
 from service.domain.delegation import Delegation, delegated
 from service.domain.event import EventType, Fact
 from service.domain.policy import EscalateTo
 from service.domain.principal import Principal
-from service.errors import Conflict, NotFound
+from service.errors import Conflict
 from service.logs import get_logger
 from service.store import approvals, delegations, runs
 
@@ -25,10 +25,7 @@ async def delegate(
     """
     after = After.nothing()
     async with services.db.transaction() as conn:
-        if await approvals.get(conn, principal.tenant, approval_id) is None:
-            raise NotFound("no such approval")
-        current, run = await locked(conn, approval_id)
-        assert current is not None
+        current, run = await locked_for(conn, principal, approval_id)
         now = services.db.now()
         try:
             handed_on = delegated(current, to, principal, now=now)

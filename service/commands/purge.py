@@ -69,4 +69,4 @@ async def purge_by_policy(services: Services) -> None:
     for one in await kept(services, tenant=None, days=None):
         await purge(services, one)
     async with services.db.transaction() as conn:
-        await store.remove_leftovers(conn)
+        await store.remove_old_answers(conn)

@@ -104,7 +104,6 @@ async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
     return int(gone)
 
 
-async def remove_leftovers(conn: Conn) -> None:
-    """Rows that nobody can use any more, of whatever tenant."""
+async def remove_old_answers(conn: Conn) -> None:
+    """Answers that no key asks for any more, of whatever tenant."""
     await conn.execute("delete from idempotency_keys where created_at < now() - interval '8 days'")
-    await conn.execute("delete from ws_tickets where expires_at < now() - interval '1 hour'")
