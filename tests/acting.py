@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -14,42 +13,9 @@ from service.domain.run import Run
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime
 from service.store import events, runs
-from tests.conftest import DEADLINE_S, DEV, Provider, Seen, _response
+from tests.conftest import DEADLINE_S, DEV
 
 AUTO = HitlConfig(policy="auto")
-
-
-@dataclass
-class Gated(Provider):
-    """A provider that takes the request and answers once `opened` is set."""
-
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
-            body = await reader.readexactly(int(headers.get("content-length", "0")))
-            self.seen.append(Seen(head[0].split(" ")[1], headers, body))
-            key = headers["idempotency-key"]
-            self.effects[key] = self.effects.get(key, 0) + 1
-            self.arrived.set()
-            gone = asyncio.create_task(reader.read())
-            opened = asyncio.create_task(self.opened.wait())
-            await asyncio.wait([gone, opened], return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                self.hung_up.set()
-                opened.cancel()
-                return
-            gone.cancel()
-            writer.write(_response(*(self.script.pop(0) if self.script else (200, {"ok": True}))))
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.hung_up.set()
-        finally:
-            writer.close()
 
 
 async def within(event: asyncio.Event) -> None:

@@ -239,6 +239,49 @@ async def provider() -> AsyncIterator[Provider]:
     server.close()
 
 
+@dataclass
+class Gated(Provider):
+    """A provider that takes the request and answers once `opened` is set."""
+
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            self.seen.append(Seen(head[0].split(" ")[1], headers, body))
+            key = headers["idempotency-key"]
+            self.effects[key] = self.effects.get(key, 0) + 1
+            self.arrived.set()
+            gone = asyncio.create_task(reader.read())
+            opened = asyncio.create_task(self.opened.wait())
+            await asyncio.wait([gone, opened], return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                self.hung_up.set()
+                opened.cancel()
+                return
+            gone.cancel()
+            writer.write(_response(*(self.script.pop(0) if self.script else (200, {"ok": True}))))
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.hung_up.set()
+        finally:
+            writer.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def gated() -> AsyncIterator[Gated]:
+    found = Gated()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict"
+    yield found
+    found.opened.set()
+    server.close()
+
+
 def echo(example: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
     """A run input's agent_tool_config for the echo provider."""
     return {"echo-agent-tool": {"data": {"example_input": example or {"prompt": "sample", "num_outputs": 1}, **config}}}

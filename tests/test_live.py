@@ -24,6 +24,7 @@ from tests.conftest import (
     base_env,
     echo,
     free_port,
+    new_database,
     process,
     run_body,
     start,
@@ -49,11 +50,7 @@ def running(line: list[str], env: dict[str, str], log: Path) -> Iterator["subpro
 @pytest_asyncio.fixture(loop_scope="session")
 async def site(servers: Servers, tmp_path: Path) -> AsyncIterator[Site]:
     """A service of its own, its web process to be killed."""
-    name = f"drill_{uuid4().hex}"
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute(f"create database {name}")
-    await admin.close()
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
+    url = await new_database(servers, f"drill_{uuid4().hex}")
     await migrate(url)
     env = base_env(servers, DATABASE_URL=url, REDIS_URL=f"{servers.redis_url}?db=5")
     with ExitStack() as stack:

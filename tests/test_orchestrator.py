@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,7 +10,6 @@ from uuid import UUID
 import asyncpg
 import orjson
 import pytest
-import pytest_asyncio
 from arq.constants import in_progress_key_prefix, job_key_prefix
 
 from service.commands.approvals import decide
@@ -34,18 +32,8 @@ from service.queue import QUEUE_NAME, RunQueue, connect
 from service.runtime import Runtime
 from service.store import approvals, calls, runs
 from service.worker import Heartbeat
-from tests.acting import AUTO, Gated, becomes, begin, look, sql, story, within, worker
-from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, free_port, http_tool
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def gated() -> AsyncIterator[Gated]:
-    found = Gated()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
-    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict"
-    yield found
-    found.opened.set()
-    server.close()
+from tests.acting import AUTO, becomes, begin, look, sql, story, within, worker
+from tests.conftest import ASK_ALWAYS, DEV, Gated, Provider, echo, free_port, http_tool
 
 
 async def in_call(runtime: Runtime, gated: Gated, run_id: UUID, hand: HITLOrchestrator) -> "asyncio.Task[str]":

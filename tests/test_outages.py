@@ -25,8 +25,8 @@ from service.settings import Settings
 from service.store.database import Conn, Database
 from service.store.migrate import migrate
 from service.worker import Heartbeat, Presence
-from tests.acting import Gated, becomes, begin, look, sql, story, within, worker
-from tests.conftest import WORKER, Provider, base_env, echo, eventually, http_tool, process
+from tests.acting import becomes, begin, look, sql, story, within, worker
+from tests.conftest import WORKER, Gated, Provider, base_env, echo, eventually, http_tool, process
 
 
 @dataclass
@@ -80,16 +80,6 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         )
         async with open_runtime(settings, process="test") as runtime:
             yield House(servers, runtime, folder)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def gated() -> AsyncIterator[Gated]:
-    found = Gated()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
-    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict"
-    yield found
-    found.opened.set()
-    server.close()
 
 
 async def test_an_answer_that_came_while_postgres_was_away_is_written_once_it_is_back(

@@ -88,7 +88,7 @@ def test_a_lock_is_exact_hashed_and_names_no_host(lock: str) -> None:
     assert unhashed == []
     assert HASH.fullmatch(lines[-1])
     assert "://" not in (ROOT / lock).read_text()
-    assert "--index-url" not in (ROOT / lock).read_text()
+    assert "--index" not in (ROOT / lock).read_text()
 
 
 def test_the_locks_follow_the_project() -> None:

@@ -20,18 +20,14 @@ from service.store import approvals, events, runs
 from service.store.migrate import _TABLE, _apply, migrate, migrations
 from tests import state
 from tests.acting import begin, look, sql, worker
-from tests.conftest import ASK_ALWAYS, DEV, Provider, echo
+from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, new_database
 
 FIXTURES = sorted(state.FOLDER.glob("*.json"))
 
 
 async def as_left_by(fixture: Path, servers: Servers, provider: Provider) -> str:
     """A database with a release's rows, migrated to today; its URL."""
-    name = f"upgraded_{fixture.stem}"
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute(f"create database {name}")
-    await admin.close()
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
+    url = await new_database(servers, f"upgraded_{fixture.stem}")
     conn = await asyncpg.connect(url)
     await conn.execute(_TABLE)
     migrated = state.head(fixture)["migrated"]

@@ -18,11 +18,12 @@ from service.notifier import Notifier
 from service.queue import RunQueue, connect
 from service.runtime import Runtime
 from service.store import approvals, workers
-from tests.acting import Gated, becomes, begin, look, sql, story, within
+from tests.acting import becomes, begin, look, sql, story, within
 from tests.conftest import (
     ASK_ALWAYS,
     DEV,
     WORKER,
+    Gated,
     Provider,
     base_env,
     echo,
@@ -106,16 +107,6 @@ async def site(place: Runtime, servers: Servers, tmp_path: Path) -> AsyncIterato
     )
     async with AsyncExitStack() as stack:
         yield Site(place, env, tmp_path, stack)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def gated() -> AsyncIterator[Gated]:
-    found = Gated()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
-    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict"
-    yield found
-    found.opened.set()
-    server.close()
 
 
 async def test_a_drained_workers_call_goes_on_at_another_under_the_same_key(site: Site, gated: Gated) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
-import asyncpg
 import httpx2
 import orjson
 import pytest
@@ -52,6 +51,7 @@ from tests.conftest import (
     base_env,
     eventually,
     free_port,
+    new_database,
     process,
     run_body,
     settled,
@@ -785,11 +785,7 @@ async def test_a_stranger_may_speak_to_the_stand_in_as_to_the_real_one(server: C
 async def test_the_whole_service_streams_tells_and_leaves_a_cancelled_call(
     servers: Servers, server: ChatServer, tmp_path: Path
 ) -> None:
-    name = f"chats_{uuid7().hex}"
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute(f"create database {name}")
-    await admin.close()
-    database = servers.database_url.replace("/postgres?", f"/{name}?")
+    database = await new_database(servers, f"chats_{uuid7().hex}")
     await migrate(database)
     about = {"DATABASE_URL": database, "REDIS_URL": f"{servers.redis_url}?db=3"}
     env = base_env(servers, **about, OPENAI_API_KEY=server.api_key, OPENAI_BASE_URL=server.url)

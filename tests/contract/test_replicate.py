@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
-import asyncpg
 import httpx2
 import orjson
 import pytest
@@ -28,6 +27,7 @@ from tests.conftest import (
     decide,
     eventually,
     free_port,
+    new_database,
     process,
     run_body,
     settled,
@@ -54,10 +54,7 @@ async def served() -> AsyncIterator[Replicate]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def base_url(served: Replicate, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """Web and worker with Replicate's token, on a database and a Redis database of their own."""
-    admin = await asyncpg.connect(servers.database_url)
-    await admin.execute("create database replicate")
-    await admin.close()
-    database_url = servers.database_url.replace("/postgres?", "/replicate?")
+    database_url = await new_database(servers, "replicate")
     await migrate(database_url)
     url = f"http://127.0.0.1:{(port := free_port())}"
     env = base_env(
