@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -33,6 +33,7 @@ from service.store import dead_jobs, runs, workers
 from service.store.database import Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
+PRESENCE_LOOK_S: Final = 1.0
 PURGE_EVERY_S: Final = 3600.0
 HIDDEN_FOR_MS: Final = 60_000
 
@@ -187,7 +188,11 @@ class Presence:
                 conn.add_termination_listener(lambda _: ended.set())
                 await workers.hold(conn, self._worker_id, secrets.randbits(31), max_jobs=settings.hitl_max_jobs)
                 self._conn = conn
-                await ended.wait()
+                # looked at too: asyncpg does not tell its listeners of an end in the middle of a statement
+                while not (ended.is_set() or conn.is_closed()):
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(PRESENCE_LOOK_S):
+                            await ended.wait()
         except Unavailable:
             return
         finally:
