@@ -7,7 +7,7 @@ because its worker was told to stop: its reference is kept, and with it the call
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -41,19 +41,26 @@ from service.logs import get_logger
 from service.progress import Data, Progress
 from service.providers.protocol import Request
 from service.store import calls, cancels, events, files, runs
+from service.store.database import Conn
 
 LOOK_TIMEOUT_S: Final = 30.0
 TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
+
+Through = Callable[[Conn, Held, Sequence[Fact], After], Awaitable[Callable[[], None] | None]]
 
 log = get_logger("orchestrator")
 
 
 class Caller:
     """`drop` is called with run and token when a write was refused while the call was under way. What was
-    received is written when Postgres is back, for the length of a lease."""
+    received is written when Postgres is back, for the length of a lease. `through` ends a run in the transaction
+    that writes its answer, where nothing stops it any more."""
 
-    def __init__(self, services: Services, *, lease_s: float, drop: Callable[[UUID, int], None]) -> None:
+    def __init__(
+        self, services: Services, *, lease_s: float, drop: Callable[[UUID, int], None], through: Through
+    ) -> None:
         self._services = services
+        self._through = through
         self._lease_s = lease_s
         self._drop = drop
         self.leftovers = Leftovers(services)
@@ -219,12 +226,19 @@ class Caller:
             if not written:
                 run = replace(run, provider_ms=run.provider_ms + took_ms)
             run, more, result = self._after_call(held, run, stored, outcome, now, after)
-            run, _ = await runs.save(conn, run, [*facts, *more], now=now)
-            after.changed.append(run.id)
-        held.run, held.call = run, stored
-        if stored.status is CallStatus.ANSWERED:
-            held.docs = replace(held.docs, output=stored.output, raw_response=stored.raw)
+            docs = held.docs
+            if stored.status is CallStatus.ANSWERED:
+                docs = replace(docs, output=stored.output, raw_response=stored.raw)
+            on = replace(held, run=run, call=stored, docs=docs)
+            told = await self._through(conn, on, [*facts, *more], after) if result is None else None
+            if told is None:
+                on.run, _ = await runs.save(conn, run, [*facts, *more], now=now)
+                after.changed.append(run.id)
+        held.run, held.call, held.docs = on.run, on.call, on.docs
         await carry_out(self._services, after)
+        if told is not None:
+            told()
+            return "completed"
         return result
 
     def _after_call(

@@ -42,24 +42,39 @@ async def locked(services: Services, conn: Conn, held: Held, passed: Sequence[Pa
         await put_down(services, conn, fresh)
         return None
     facts: list[Fact] = []
-    now = services.db.now()
     if held.built:
         await runs.set_built(conn, fresh.id, description=held.docs.description, payload=held.docs.payload)
         fresh = replace(fresh, payload_sha256=held.run.payload_sha256, estimated_usd=held.run.estimated_usd)
         facts.append(Fact(EventType.STEP_STARTED, "system", {"step": fresh.step}))
         held.built = False
+    run, more = await passed_by(services, conn, fresh, passed)
+    return run, [*facts, *more]
+
+
+async def passed_by(services: Services, conn: Conn, run: Run, passed: Sequence[Pass]) -> tuple[Run, list[Fact]]:
+    """Record the finished steps of a locked run; the run at its next step, and what there is to tell."""
+    facts: list[Fact] = []
+    records: list[runs.StepRecord] = []
+    now = services.db.now()
     for done in passed:
-        actor = await approvals.last_actor(conn, fresh.id, done.step) or "policy"
-        message = "passed by policy" if actor == "policy" else f"decided by {actor}"
-        if done.step == "api_call":
-            actor, message = f"provider:{fresh.provider}", "answered"
-        await runs.record_step(conn, fresh, runs.StepRecord(done.step, "completed", now, actor, message))
-        data = {"step": done.step, "payload_sha256": fresh.payload_sha256, "call": fresh.call_no}
+        actor, message = await _who_passed(conn, run, done)
+        records.append(runs.StepRecord(done.step, "completed", now, actor, message))
+        data = {"step": done.step, "payload_sha256": run.payload_sha256, "call": run.call_no}
         facts.append(Fact(EventType.STEP_COMPLETED, actor, data))
-        fresh = advanced(fresh)
-        if fresh.step != "completed":
-            facts.append(Fact(EventType.STEP_STARTED, "system", {"step": fresh.step}))
-    return fresh, facts
+        run = advanced(run)
+        if run.step != "completed":
+            facts.append(Fact(EventType.STEP_STARTED, "system", {"step": run.step}))
+    if records:
+        await runs.record_steps(conn, run, records)
+    return run, facts
+
+
+async def _who_passed(conn: Conn, run: Run, done: Pass) -> tuple[str, str]:
+    """The actor of a finished step, and how it is told. Who decided is looked up only where a human was asked."""
+    if done.step == "api_call":
+        return f"provider:{run.provider}", "answered"
+    actor = await approvals.last_actor(conn, run.id, done.step) if done.step in run.asked else None
+    return ("policy", "passed by policy") if actor is None else (actor, f"decided by {actor}")
 
 
 async def overtaken(conn: Conn, held: Held) -> bool:

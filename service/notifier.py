@@ -3,7 +3,7 @@ whoever is hinted at looks into Postgres. With Redis away, followers poll slowly
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, TypeVar
 from uuid import UUID
@@ -53,18 +53,14 @@ class Notifier:
         self._away_until = 0.0
         self.leaving = False
 
-    async def notify(self, subject: UUID) -> None:
-        """Say that a run or an approval changed. Call it after the commit; a failure is only a delay."""
-        self._tell(subject)
-        await self._publish(str(subject))
-
-    async def stop(self, run_id: UUID) -> None:
-        """Tell the worker that may be busy with this run that it was ended."""
-        await self._publish(STOP + str(run_id))
-
-    async def deliver(self) -> None:
-        """Tell the workers that messages to the outside are due."""
-        await self._publish(DELIVER)
+    async def notify(self, *changed: UUID, stopped: Sequence[UUID] = (), deliver: bool = False) -> None:
+        """Say which runs and approvals changed, which runs were ended under a worker that may be busy with them, and
+        whether messages to the outside are due. Call it after the commit; a failure is only a delay."""
+        for subject in changed:
+            self._tell(subject)
+        await self._publish(
+            [*([DELIVER] if deliver else []), *(STOP + str(run_id) for run_id in stopped), *map(str, changed)]
+        )
 
     async def run(self) -> None:
         """The process's subscription, until cancelled."""
@@ -140,12 +136,15 @@ class Notifier:
         finally:
             self._senders.remove(heard)
 
-    async def _publish(self, message: str) -> None:
-        if time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
+    async def _publish(self, messages: Sequence[str]) -> None:
+        """All of them in one trip."""
+        if not messages or time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
             return
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._redis.publish(CHANNEL, message)
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+                for message in messages:
+                    pipe.publish(CHANNEL, message)
+                await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             self._away_until = time.monotonic() + AWAY_S
             log.warning("notify.failed", error=type(error).__name__)

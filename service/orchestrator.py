@@ -7,7 +7,7 @@ never called inside a transaction; a run that waits holds nothing.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -26,6 +26,7 @@ from service.domain.plan import (
     Ask,
     Build,
     Call,
+    Documents,
     Fail,
     Finish,
     Pass,
@@ -38,7 +39,7 @@ from service.domain.policy import Checkpoint
 from service.domain.question import opened, prepared
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
-from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, put_down
+from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, passed_by, put_down
 from service.logs import get_logger
 from service.store import approvals, calls, runs
 from service.store.database import Conn
@@ -57,7 +58,7 @@ class HITLOrchestrator:
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._live: dict[UUID, tuple[int, asyncio.Task[Any]]] = {}
-        self._caller = Caller(services, lease_s=lease_s, drop=self.drop)
+        self._caller = Caller(services, lease_s=lease_s, drop=self.drop, through=self._through)
         self.draining = asyncio.Event()
 
     @property
@@ -315,17 +316,29 @@ class HITLOrchestrator:
             if begun is None:
                 return "paused"
             run, facts = begun
-            now = self._services.db.now()
-            if held.docs.result is None:
-                await runs.set_result(conn, run.id, {"response": held.docs.output})
-            ended = move(run, RunStatus.COMPLETED, now=now, fencing_token=run.fencing_token + 1, error=None)
-            data = {"total_ms": ms_between(run.created_at, now), "payload_sha256": run.payload_sha256}
-            facts.append(Fact(EventType.RUN_COMPLETED, "system", data))
-            ended = await finish(conn, ended, facts, now=now, after=after, actor="system")
-        log_steps(ended, passed)
-        log.info("run.finished", run_id=str(ended.id), tenant=ended.tenant, status=ended.status)
+            ended = await self._complete_in(conn, run, held.docs, facts, after)
+        _log_completed(ended, passed)
         await carry_out(self._services, after)
         return "completed"
+
+    async def _complete_in(self, conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact], after: After) -> Run:
+        now = self._services.db.now()
+        if docs.result is None:
+            await runs.set_result(conn, run.id, {"response": docs.output})
+        ended = move(run, RunStatus.COMPLETED, now=now, fencing_token=run.fencing_token + 1, error=None)
+        data = {"total_ms": ms_between(run.created_at, now), "payload_sha256": run.payload_sha256}
+        told = Fact(EventType.RUN_COMPLETED, "system", data)
+        return await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
+
+    async def _through(self, conn: Conn, held: Held, facts: Sequence[Fact], after: After) -> Callable[[], None] | None:
+        """Complete a run whose answer is being written, in the same transaction, if nothing stops it any more.
+        Returns what is to be logged once that is committed."""
+        passed, action = self._walk(held)
+        if not isinstance(action, Finish):
+            return None
+        run, more = await passed_by(self._services, conn, held.run, passed)
+        ended = await self._complete_in(conn, run, held.docs, [*facts, *more], after)
+        return lambda: _log_completed(ended, passed)
 
     async def _end(self, held: Held, passed: Sequence[Pass], action: Fail) -> str:
         after = After.nothing()
@@ -355,7 +368,7 @@ class HITLOrchestrator:
         ended = fail(run, code=action.code, message=action.message, recoverable=action.recoverable, now=now)
         told = Fact(EventType.RUN_FAILED, "system", {"code": action.code, "step": run.step})
         ended = await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
-        await runs.record_step(conn, ended, runs.StepRecord(run.step, "failed", now, "system", action.code))
+        await runs.record_steps(conn, ended, [runs.StepRecord(run.step, "failed", now, "system", action.code)])
         log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status, code=action.code)
 
     async def _stop(self, run_id: UUID, token: int) -> None:
@@ -387,6 +400,11 @@ class HITLOrchestrator:
         if after.wake:
             log.info("run.handed_over", run_id=str(run_id))
         await carry_out(self._services, after)
+
+
+def _log_completed(run: Run, passed: Sequence[Pass]) -> None:
+    log_steps(run, passed)
+    log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=run.status)
 
 
 def _origin(run: Run) -> dict[str, str]:

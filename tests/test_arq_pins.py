@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 
 from service import arq_worker, queue
+from service.domain.ids import job_id
+from service.runtime import Runtime
+from tests.acting import begin, look
 from tests.conftest import Stack, echo, eventually, run_body, settled, start
 
 # what get_kwargs takes of WorkerSettings, as text
@@ -177,3 +181,24 @@ def test_a_bad_value_ends_the_worker_with_one_line(stack: Stack, tmp_path: Path,
     assert done.stderr.startswith(f"{name}: got ")
     if name in ("REDIS_URL", "HITL_SECRET_KEY"):
         assert value not in done.stderr
+
+
+async def test_our_wake_up_leaves_in_redis_what_arqs_enqueue_job_leaves(empty: Runtime) -> None:
+    run_id = await begin(empty, echo())
+    ours = job_id(run_id, 1)
+    job = await empty.redis.enqueue_job(
+        "advance_run", str(run_id), 1, _job_id="theirs", _defer_until=datetime.now(UTC) - timedelta(days=10)
+    )
+    assert job is not None
+    left = [orjson.loads(await empty.redis.get(job_key_prefix + name)) for name in (ours, "theirs")]
+    assert all(abs(each.pop("et") - time.time() * 1000) < 60_000 for each in left)
+    assert left[0] == left[1]
+    scores = await empty.redis.zmscore(queue.QUEUE_NAME, [ours, "theirs"])
+    assert abs(scores[0] - scores[1]) < 60_000, "ten days before its time: the rank of a plain start"
+    assert await empty.redis.pttl(job_key_prefix + ours) > queue.EXPIRES_EXTRA_MS - 60_000
+
+
+async def test_a_wake_up_that_is_there_is_not_sent_again(empty: Runtime) -> None:
+    run = await look(empty, await begin(empty, echo()))
+    assert not await empty.services.queue.wake(run)
+    assert await empty.redis.zcard(queue.QUEUE_NAME) == 1

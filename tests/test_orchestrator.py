@@ -399,7 +399,8 @@ async def test_pause_and_resume_during_the_call_leave_it_to_its_worker(empty: Ru
 
 
 async def test_a_draining_worker_hands_over_at_the_next_step(empty: Runtime, gated: Gated) -> None:
-    run_id = await begin(empty, http_tool(gated.url))
+    asks = HitlConfig(policy="require_human", allowed_steps=["response_review"])
+    run_id = await begin(empty, http_tool(gated.url), asks)
     hand = worker(empty)
     task = await in_call(empty, gated, run_id, hand)
     held = (await look(empty, run_id)).fencing_token
@@ -409,8 +410,19 @@ async def test_a_draining_worker_hands_over_at_the_next_step(empty: Runtime, gat
     ready = await look(empty, run_id)
     assert (ready.status, ready.fencing_token, ready.lease_until) == ("queued", held + 1, None)
     assert job_id(run_id, held + 1) in await jobs(empty)
-    assert await worker(empty, "w2").advance(run_id) == "completed"
+    assert await worker(empty, "w2").advance(run_id) == "awaiting_human"
     assert len(gated.seen) == 1
+
+
+async def test_an_answer_that_nothing_stops_completes_its_run_also_while_the_worker_drains(
+    empty: Runtime, gated: Gated
+) -> None:
+    run_id = await begin(empty, http_tool(gated.url))
+    hand = worker(empty)
+    task = await in_call(empty, gated, run_id, hand)
+    hand.draining.set()
+    gated.opened.set()
+    assert await task == "completed"
 
 
 async def test_a_worker_that_is_stopped_mid_call_hands_over(empty: Runtime, gated: Gated) -> None:

@@ -95,12 +95,9 @@ async def decide(
     async with services.db.transaction() as conn:
         if within is not None:
             await within(conn)
-        known = await approvals.get(conn, principal.tenant, approval_id)
-        if known is None or (run_id is not None and known.run_id != run_id):
+        current, run = await locked_for(conn, principal, approval_id)
+        if run_id is not None and current.run_id != run_id:
             raise NotFound("no such approval")
-        run = await runs.lock_any(conn, known.run_id) if known.run_id else None
-        current = await approvals.lock(conn, approval_id)
-        assert current is not None
         if rules.same_answer(current, order, principal):
             return Decided(current, run, replayed=True)
         try:
@@ -276,7 +273,7 @@ async def _end(
     actor = verdict.decision.actor
     facts = [fact, Fact(EventType.RUN_CANCELLED, actor, {"code": code, "step": run.step})]
     ended = await finish(conn, ended, facts, now=now, after=after, actor=actor)
-    await runs.record_step(conn, ended, runs.StepRecord(run.step, "cancelled", now, actor, code))
+    await runs.record_steps(conn, ended, [runs.StepRecord(run.step, "cancelled", now, actor, code)])
     log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status)
     return ended
 
@@ -347,10 +344,10 @@ async def locked(conn: Conn, approval_id: UUID) -> tuple[Approval | None, Run | 
 
 async def locked_for(conn: Conn, principal: Principal, approval_id: UUID) -> tuple[Approval, Run | None]:
     """As `locked`, of the principal's tenant. Raises `NotFound`."""
-    if await approvals.get(conn, principal.tenant, approval_id) is None:
+    run = await runs.lock_of_approval(conn, principal.tenant, approval_id)
+    current = await approvals.lock(conn, approval_id, tenant=principal.tenant)
+    if current is None:
         raise NotFound("no such approval")
-    current, run = await locked(conn, approval_id)
-    assert current is not None
     return current, run
 
 

@@ -61,12 +61,10 @@ class After:
 
 async def carry_out(services: Services, after: After) -> None:
     """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
-    if services.db.take_filled():
-        await services.notifier.deliver()
     await each(services.queue.wake, after.wake)
-    await each(services.notifier.stop, after.stopped)
     await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
-    await each(services.notifier.notify, list(dict.fromkeys(after.changed)))
+    deliver = services.db.take_filled()
+    await services.notifier.notify(*dict.fromkeys(after.changed), stopped=after.stopped, deliver=deliver)
 
 
 async def each(act: Callable[[T], Awaitable[R]], subjects: Sequence[T], *, at_once: int = 8) -> list[R]:

@@ -59,4 +59,4 @@ async def redeliver(services: Services, message_id: UUID, tenant: str | None = N
     async with services.db.transaction() as conn:
         if not await deliveries.again(conn, message_id, tenant):
             raise NotFound("no such webhook")
-    await services.notifier.deliver()
+    await services.notifier.notify(deliver=True)

@@ -40,12 +40,12 @@ class Told:
     at: datetime
 
 
-def told(events: Sequence[Event], *, relays: bool) -> list[Told]:
-    """The messages that these events of one run may become, in order; whether there is a callback shows later."""
+def told(events: Sequence[Event], *, relays: bool, calls_back: bool = True) -> list[Told]:
+    """The messages that these events of one run become, in order."""
     return [
         Told(kind, event.seq, event.type, _approval_of(event), event.at)
         for event in events
-        for kind in _kinds(event.type, relays=relays)
+        for kind in _kinds(event.type, relays=relays, calls_back=calls_back)
     ]
 
 
@@ -54,8 +54,8 @@ def _approval_of(event: Event) -> UUID | None:
     return UUID(about) if about else None
 
 
-def _kinds(event_type: str, *, relays: bool) -> list[Kind]:
-    kinds: list[Kind] = [WEBHOOK] if event_type in CALLED_BACK else []
+def _kinds(event_type: str, *, relays: bool, calls_back: bool) -> list[Kind]:
+    kinds: list[Kind] = [WEBHOOK] if calls_back and event_type in CALLED_BACK else []
     return [*kinds, RELAY] if relays else kinds
 
 

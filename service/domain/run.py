@@ -96,6 +96,7 @@ class Run:
     traceparent: str | None
     state_version: int = STATE_VERSION
     build_tries: int = 0
+    calls_back: bool | None = None  # None: not known
 
     @property
     def final(self) -> bool:

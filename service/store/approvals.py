@@ -67,9 +67,12 @@ async def some(conn: Conn, approval_ids: Sequence[UUID]) -> list[Approval]:
     return await with_decisions(conn, await conn.fetch("select * from approvals where id = any($1)", approval_ids))
 
 
-async def lock(conn: Conn, approval_id: UUID) -> Approval | None:
-    """The approval, locked. Its run, if it has one, was locked before: always in this order."""
-    rows = await conn.fetch("select * from approvals where id = $1 for update", approval_id)
+async def lock(conn: Conn, approval_id: UUID, *, tenant: str | None = None) -> Approval | None:
+    """The approval, of any tenant or of this one, locked. Its run, if it has one, was locked before: always in this
+    order."""
+    rows = await conn.fetch(
+        "select * from approvals where id = $1 and ($2::text is null or tenant = $2) for update", approval_id, tenant
+    )
     found = await with_decisions(conn, rows)
     return found[0] if found else None
 

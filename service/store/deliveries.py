@@ -38,8 +38,8 @@ class Message:
 
 
 def columns(messages: Sequence[Told]) -> tuple[list[Any], ...]:
-    """`id, kind, seq, type, approval_id, at` as arrays, to go along in the statement that writes their run: `unnest`
-    of them is `(uuid, text, bigint, text, uuid, timestamptz)`."""
+    """`id, kind, seq, type, approval_id, at` as arrays: `unnest` of them is
+    `(uuid, text, bigint, text, uuid, timestamptz)`."""
     return (
         [uuid7() for _ in messages],
         [m.kind for m in messages],
@@ -50,20 +50,28 @@ def columns(messages: Sequence[Told]) -> tuple[list[Any], ...]:
     )
 
 
-async def add_of_new_run(conn: Conn, tenant: str, run_id: UUID, messages: Sequence[Told]) -> None:
-    """The first messages of a run: all for the relay, since nobody is called back about a start."""
-    await conn.execute(
+async def add_of_run(conn: Conn, tenant: str, run_id: UUID, messages: Sequence[Told]) -> bool:
+    """Messages about a run: for the relay, and for its callback if it has one. Returns whether there are any."""
+    count = await conn.fetchval(
         """
-        with line as (
+        with told as (
+            select m.*, d.callback_url
+            from unnest($3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::uuid[], $8::timestamptz[])
+                as m (id, kind, seq, type, approval_id, at) join run_documents d on d.run_id = $1
+            where m.kind = 'relay' or d.callback_url is not null),
+        lines as (
             insert into delivery_lines (subject, kind, tenant, run_id, target, due_at)
-            values ($1, 'relay', $2, $1, 'relay', now()))
-        insert into deliveries (id, tenant, subject, kind, seq, type, approval_id, created_at)
-        select m.id, $2, $1, m.kind, m.seq, m.type, m.approval_id, m.at
-        from unnest($3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::uuid[], $8::timestamptz[])
-            as m (id, kind, seq, type, approval_id, at) order by m.seq
+            select distinct $1::uuid, kind, $2::text, $1::uuid,
+                case kind when 'relay' then 'relay' else url_host(callback_url) end, now() from told
+            on conflict (subject, kind) do update set due_at = coalesce(delivery_lines.due_at, excluded.due_at)),
+        messages as (
+            insert into deliveries (id, tenant, subject, kind, seq, type, approval_id, created_at)
+            select id, $2, $1, kind, seq, type, approval_id, at from told order by seq)
+        select count(*) from told
         """,
         run_id, tenant, *columns(messages),
     )  # fmt: skip
+    return bool(count)
 
 
 async def add_of_question(conn: Conn, tenant: str, approval_id: UUID, messages: Sequence[Told]) -> None:

@@ -41,22 +41,29 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
                 $37::text[], $38::text[]) as e)
         insert into runs (id, tenant, status, step, version, fencing_token, due_at, status_since, woken_at,
             event_seq, event_hash, asked, provider, tool, submitter, user_id, session_id, priority, queues,
-            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed, state_version)
+            created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed, state_version,
+            calls_back)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-            $20, $21, $22, $23, $24, $25, $26, $39)
+            $20, $21, $22, $23, $24, $25, $26, $39, $40)
         """,
         run.id, run.tenant, run.status, run.step, run.version, run.fencing_token, run.due_at, run.status_since,
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
         docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
-        *events.columns(first), STATE_VERSION,
+        *events.columns(first), STATE_VERSION, docs.callback_url is not None,
     )  # fmt: skip
-    box = outbox(conn)
-    if box.relays:
-        await deliveries.add_of_new_run(conn, run.tenant, run.id, told(first, relays=True))
-        box.filled = True
+    await _tell(conn, run, first)
     return run
+
+
+async def _tell(conn: Conn, run: Run, appended: Sequence[Event]) -> None:
+    """Write the messages that tell these events to the outside, where anybody is told."""
+    box = outbox(conn)
+    if box.relays or run.calls_back is not False:
+        messages = told(appended, relays=box.relays, calls_back=run.calls_back is not False)
+        if messages and await deliveries.add_of_run(conn, run.tenant, run.id, messages):
+            box.filled = True
 
 
 async def get(conn: Conn, tenant: str, run_id: UUID) -> Run | None:
@@ -84,6 +91,16 @@ async def lock_held(conn: Conn, run_id: UUID, token: int) -> Run:
 async def lock_any(conn: Conn, run_id: UUID) -> Run | None:
     """The run of any tenant, locked: for timers and callbacks, which act for nobody."""
     row = await conn.fetchrow("select * from runs where id = $1 for update", run_id)
+    return of_row(row) if row else None
+
+
+async def lock_of_approval(conn: Conn, tenant: str, approval_id: UUID) -> Run | None:
+    """The run of the tenant's approval, locked; None where the approval is unknown or belongs to no run."""
+    row = await conn.fetchrow(
+        "select * from runs where id = (select run_id from approvals where id = $1 and tenant = $2) for update",
+        approval_id,
+        tenant,
+    )
     return of_row(row) if row else None
 
 
@@ -152,41 +169,27 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     """Write a run that this transaction has locked, its new events, and the messages that tell them to the outside.
     Returns run and events as they stand."""
     run, appended = chain(run, facts, at=now)
-    box = outbox(conn)
-    messages = await conn.fetchval(
+    await conn.execute(
         """
         with appended as (
             insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
             select $1, $27, e.* from unnest($28::bigint[], $29::timestamptz[], $30::text[], $31::text[],
-                $32::json[], $33::text[], $34::text[]) as e),
-        told as (
-            select m.*, d.callback_url
-            from unnest($35::uuid[], $36::text[], $37::bigint[], $38::text[], $39::uuid[], $40::timestamptz[])
-                as m (id, kind, seq, type, approval_id, at) join run_documents d on d.run_id = $1
-            where m.kind = 'relay' or d.callback_url is not null),
-        lines as (
-            insert into delivery_lines (subject, kind, tenant, run_id, target, due_at)
-            select distinct $1::uuid, kind, $27::text, $1::uuid,
-                case kind when 'relay' then 'relay' else url_host(callback_url) end, now() from told
-            on conflict (subject, kind) do update set due_at = coalesce(delivery_lines.due_at, excluded.due_at)),
-        messages as (
-            insert into deliveries (id, tenant, subject, kind, seq, type, approval_id, created_at)
-            select id, $27, $1, kind, seq, type, approval_id, at from told order by seq)
+                $32::json[], $33::text[], $34::text[]) as e)
         update runs set status = $2, step = $3, version = version + 1, fencing_token = $4, lease_until = $5,
             worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
             released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,
             asked = $17, payload_sha256 = $18, finished_at = $19, queue_ms = $20, human_ms = $21,
             provider_ms = $22, estimated_usd = $23, actual_usd = $24, error = $25, updated_at = $26,
-            state_version = greatest(state_version, $41)
-        where id = $1 returning (select count(*) from told)
+            state_version = greatest(state_version, $35)
+        where id = $1
         """,
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
         run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
-        *events.columns(appended), *deliveries.columns(told(appended, relays=box.relays)), STATE_VERSION,
+        *events.columns(appended), STATE_VERSION,
     )  # fmt: skip
-    box.filled = box.filled or bool(messages)
+    await _tell(conn, run, appended)
     return run, appended
 
 
@@ -252,13 +255,18 @@ class StepRecord:
     message: str
 
 
-async def record_step(conn: Conn, run: Run, record: StepRecord) -> None:
+async def record_steps(conn: Conn, run: Run, records: Sequence[StepRecord]) -> None:
+    """Append to the run's history, in one statement."""
     await conn.execute(
         """
         insert into steps (tenant, run_id, n, step, status, at, actor, message)
-        select $1, $2, coalesce(max(n), 0) + 1, $3, $4, $5, $6, $7 from steps where run_id = $2
+        select $1, $2, (select coalesce(max(n), 0) from steps where run_id = $2) + s.n, s.step, s.status, s.at,
+               s.actor, s.message
+        from unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
+            with ordinality as s (step, status, at, actor, message, n)
         """,
-        run.tenant, run.id, record.step, record.status, record.at, record.actor, record.message,
+        run.tenant, run.id, [r.step for r in records], [r.status for r in records], [r.at for r in records],
+        [r.actor for r in records], [r.message for r in records],
     )  # fmt: skip
 
 
