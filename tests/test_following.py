@@ -10,7 +10,7 @@ from service.store import events, frames, runs
 from service.store.database import EVERY, Conn
 from service.store.events import Line
 from service.store.migrate import migrate
-from tests.acting import begin, look, worker
+from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, echo
 
 SESSION = Line("default", session_id="s")
@@ -94,7 +94,7 @@ async def test_events_of_another_server_are_old_news(empty: Runtime) -> None:
     """What `hitl migrate` does after a restore: ids of the future would be told again when their time comes."""
     run_id = await begin(empty, echo())
     async with empty.services.db.connection(EVERY) as conn:
-        await conn.execute("update events set xid = '99999999999' where run_id = $1", run_id)
+        await sql(empty, "update events set xid = '99999999999' where run_id = $1 returning true", run_id)
         settings = empty.settings
         assert settings.database_url is not None
         await migrate(settings.database_url)

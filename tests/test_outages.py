@@ -159,8 +159,8 @@ class Deaf(Database):
         self.left = deaf_at
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Conn]:
-        async with super().connection() as conn:
+    async def _acquired(self) -> AsyncIterator[Conn]:
+        async with super()._acquired() as conn:
             yield conn
         self.left -= 1
         if self.left == 0:

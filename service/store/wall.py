@@ -3,6 +3,7 @@
 The first wall is that every query names its tenant. This one holds when a query forgets to.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,8 @@ class Every(Enum):
 
 
 EVERY: Final = Every.TENANT
+LOCK_TRIES: Final = 10
+LOCK_PAUSE_S: Final = 1.0
 Scope: TypeAlias = str | Every
 
 
@@ -99,10 +102,21 @@ async def put_up(conn: Any, tables: Sequence[str]) -> str | None:
     table at a time, so that it never holds the locks of two. Returns what is in the way of the role, if anything."""
     missing: str | None = await conn.fetchval("select hitl_role_ready()")
     for table in tables:
-        async with conn.transaction():
-            await conn.execute("set local lock_timeout = '5s'")
-            await conn.execute("select hitl_wall(found) from to_regclass($1) as found where found is not null", table)
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                await _put_up(conn, table)
+                break
+            except asyncpg.LockNotAvailableError:  # somebody reads long; others must not queue up behind us for ever
+                if not left:
+                    raise
+                await asyncio.sleep(LOCK_PAUSE_S)
     return missing
+
+
+async def _put_up(conn: Any, table: str) -> None:
+    async with conn.transaction():
+        await conn.execute("set local lock_timeout = '2s'")
+        await conn.execute("select hitl_wall(found) from to_regclass($1) as found where found is not null", table)
 
 
 async def missing(conn: Any) -> str | None:
