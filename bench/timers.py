@@ -32,6 +32,7 @@ from service.orchestrator import HITLOrchestrator
 from service.queue import RunQueue, connect
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings
+from service.store.database import EVERY
 from service.store.migrate import migrate
 
 DEV = Principal("dev", "default", "admin")
@@ -60,12 +61,12 @@ class Bench:
     model: Any  # the run that is copied: it waits at its payload_review
 
     async def sql(self, statement: str, *args: Any) -> Any:
-        async with self.runtime.services.db.connection() as conn:
+        async with self.runtime.services.db.connection(EVERY) as conn:
             return await conn.fetchval(statement, *args)
 
     async def waiting(self, count: int, *, from_s: float, spread_s: float) -> list[Any]:
         """So many approvals of as many runs; their ids. The deadlines lie from then on, over so long."""
-        async with self.runtime.services.db.connection() as conn:
+        async with self.runtime.services.db.connection(EVERY) as conn:
             rows = await conn.fetch(COPY, self.model, count, from_s, spread_s, timeout=120)
             await conn.execute("analyze runs; analyze run_documents; analyze approvals")  # as autovacuum would in time
         return [row["id"] for row in rows]
@@ -95,7 +96,7 @@ class Bench:
         return not await self.sql("select count(*) from approvals where id = any($1) and status = 'pending'", ids)
 
     async def lateness(self, ids: Sequence[Any]) -> str:
-        async with self.runtime.services.db.connection() as conn:
+        async with self.runtime.services.db.connection(EVERY) as conn:
             rows = await conn.fetch(
                 "select extract(epoch from decided_at - expires_at)::float8 as s from approvals where id = any($1)", ids
             )

@@ -114,7 +114,7 @@ class Caller:
         where the call is no longer the one that was to be made."""
         body = canonical(held.docs.payload)
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             if action.again is not None and await overtaken(conn, held):
                 return None
             begun = await locked(self._services, conn, held, passed)
@@ -156,10 +156,10 @@ class Caller:
         )
 
     def _progress(self, held: Held) -> Progress:
-        run_id, token = held.run.id, held.token
+        run_id, tenant, token = held.run.id, held.run.tenant, held.token
 
         async def write(data: Data) -> None:
-            async with self._telling, self._services.db.transaction() as conn:
+            async with self._telling, self._services.db.transaction(tenant) as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 await runs.save(conn, run, [_progressed(run, data)], now=self._services.db.now())
             await self._services.notifier.notify(run_id)
@@ -193,7 +193,7 @@ class Caller:
         assert held.call is not None
         outcome = copies.outcome
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             now = self._services.db.now()
             before = await calls.lock(conn, run.id, held.call.number)

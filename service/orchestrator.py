@@ -42,7 +42,7 @@ from service.errors import HitlError, LeaseLost, Unavailable
 from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, passed_by, put_down
 from service.logs import get_logger
 from service.store import approvals, calls, runs
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 HAND_OVER_TIMEOUT_S: Final = 5.0
 LEFT_OVER_S: Final = 5.0
@@ -113,7 +113,7 @@ class HITLOrchestrator:
         async def claim() -> Run | None:
             nonlocal lost
             try:
-                async with self._services.db.connection() as conn:
+                async with self._services.db.connection(EVERY) as conn:
                     run = await runs.claim(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
                     if run is None and lost and run_id not in self._live:
                         run = await runs.claim_mine(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
@@ -149,7 +149,7 @@ class HITLOrchestrator:
             give_up = time.monotonic() + self._lease_s
 
     async def _loaded(self, run: Run) -> Held:
-        async with self._services.db.connection() as conn:
+        async with self._services.db.connection(run.tenant) as conn:
             call = await calls.get(conn, run.id, run.call_no)  # first: what answers it writes the documents with it
             docs = await runs.documents(conn, run.id)
         return Held(run, docs, call, self._services.registry.by_tool(run.tool), run.fencing_token)
@@ -160,7 +160,7 @@ class HITLOrchestrator:
 
     async def _reloaded(self, held: Held) -> Held:
         """The run as it stands after an outage: the last write may be in it or not. Raises `LeaseLost`."""
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             stored = await calls.lock(conn, run.id, run.call_no) if held.intending else None
             call = unsent(stored, before=held.call)
@@ -207,7 +207,7 @@ class HITLOrchestrator:
         """No step starts; but what its provider is at is looked at, so that the answer is kept."""
         if looked_at(held.call, abilities(held.provider)):
             return await self._caller.look(held)
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             if run.status is RunStatus.PAUSED:
                 await put_down(self._services, conn, run)
@@ -241,7 +241,7 @@ class HITLOrchestrator:
     async def _build_later(self, held: Held, about: Unreachable) -> str:
         """What the provider knows of the tool is asked again later, at most as often as a call is tried."""
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             if run.status is RunStatus.PAUSED:
                 await put_down(self._services, conn, run)
@@ -263,7 +263,7 @@ class HITLOrchestrator:
 
     async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str | None:
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             if action.checkpoint is Checkpoint.OUTCOME_UNKNOWN and await overtaken(conn, held):
                 return None
             begun = await locked(self._services, conn, held, passed)
@@ -297,7 +297,7 @@ class HITLOrchestrator:
 
     async def _suspend(self, held: Held, action: Suspend) -> str | None:
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             if await overtaken(conn, held):
                 return None
             run = await runs.lock_held(conn, held.run.id, held.token)
@@ -311,7 +311,7 @@ class HITLOrchestrator:
 
     async def _finish(self, held: Held, passed: Sequence[Pass]) -> str:
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
                 return "paused"
@@ -342,7 +342,7 @@ class HITLOrchestrator:
 
     async def _end(self, held: Held, passed: Sequence[Pass], action: Fail) -> str:
         after = After.nothing()
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(held.run.tenant) as conn:
             begun = await locked(self._services, conn, held, passed)
             if begun is None:
                 return "paused"
@@ -355,7 +355,7 @@ class HITLOrchestrator:
         """A fault of our own: the run says so and may be resumed, instead of coming back for ever."""
         after = After.nothing()
         try:
-            async with self._services.db.transaction() as conn:
+            async with self._services.db.transaction(EVERY) as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 action = Fail("internal_error", "the service met a fault of its own", recoverable=True)
                 await self._fail_in(conn, run, [], action, after)
@@ -381,7 +381,7 @@ class HITLOrchestrator:
         after = After.nothing()
 
         async def give_back() -> None:
-            async with self._services.db.transaction() as conn:
+            async with self._services.db.transaction(EVERY) as conn:
                 run = await runs.lock_held(conn, run_id, token)
                 if run.status is RunStatus.PAUSED:
                     await put_down(self._services, conn, run)

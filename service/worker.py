@@ -30,7 +30,7 @@ from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
 from service.settings import load_settings
 from service.store import dead_jobs, runs, workers
-from service.store.database import Conn, answering
+from service.store.database import EVERY, Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
 PRESENCE_LOOK_S: Final = 1.0
@@ -203,7 +203,7 @@ class Presence:
         """The connection, for the heartbeat alone; one of the pool where there is none. Raises `Unavailable`."""
         db = self._runtime.services.db
         if self._conn is None:
-            async with db.connection() as pooled:
+            async with db.connection(EVERY) as pooled:
                 yield pooled
         else:
             with answering():
@@ -229,7 +229,7 @@ class Heartbeat:
             try:  # a pool that load has exhausted must not cost a worker its leases
                 kept = await self._beat(mine, self._presence.connection())
             except (Unavailable, TimeoutError):
-                kept = await self._beat(mine, self._runtime.services.db.connection())
+                kept = await self._beat(mine, self._runtime.services.db.connection(EVERY))
         except (Unavailable, TimeoutError):
             if time.monotonic() - self._renewed > 0.8 * lease_s:
                 self._drop(mine)
@@ -293,7 +293,7 @@ async def _hide_running(process: Process) -> None:
 
 
 async def _leave(process: Process) -> None:
-    async with process.runtime.services.db.connection() as conn:
+    async with process.runtime.services.db.connection(EVERY) as conn:
         await workers.leave(conn, process.worker_id)
 
 
@@ -302,7 +302,7 @@ async def _bury(runtime: Runtime, worker_id: str, job_id: str, cause: str) -> No
     name = "".join(c if c.isprintable() else "?" for c in job_id)[:200]
 
     async def write() -> None:
-        async with runtime.services.db.transaction() as conn:
+        async with runtime.services.db.transaction(EVERY) as conn:
             await dead_jobs.bury(conn, name, cause, worker_id)
 
     await _unless_away(write())

@@ -13,7 +13,8 @@ from service.domain.run import Run
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime
 from service.store import events, runs
-from tests.conftest import DEADLINE_S, DEV
+from service.store.database import EVERY
+from tests.conftest import DEADLINE_S, DEV, behind
 
 AUTO = HitlConfig(policy="auto")
 
@@ -42,7 +43,7 @@ async def begin(
 
 
 async def look(runtime: Runtime, run_id: UUID) -> Run:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         run = await runs.find(conn, run_id)
     assert run is not None
     return run
@@ -50,13 +51,13 @@ async def look(runtime: Runtime, run_id: UUID) -> Run:
 
 async def story(runtime: Runtime, run_id: UUID) -> list[str]:
     """The types of the run's events, in order."""
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return [event.type for event in await events.after(conn, "default", run_id, 0, limit=1000)]
 
 
 async def sql(runtime: Runtime, statement: str, *args: Any) -> Any:
     """Change or read the database behind the service's back."""
-    async with runtime.services.db.connection() as conn:
+    async with behind(runtime.services.db) as conn:
         return await conn.fetchval(statement, *args)
 
 

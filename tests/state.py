@@ -25,6 +25,7 @@ from service.orchestrator import LEASE_LOST
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings
 from service.store import approvals, runs
+from service.store.database import EVERY
 from service.store.migrate import migrate, migrations
 from tests.acting import begin, sql, worker
 from tests.conftest import DEV, Provider, echo, eventually, http_tool
@@ -53,7 +54,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 
 async def open_of(runtime: Runtime, run_id: UUID) -> UUID:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return (await approvals.open_of_run(conn, run_id))[0].id
 
 
@@ -105,7 +106,7 @@ async def make(runtime: Runtime, provider: Provider) -> None:
     await ask(services, Question("deploy", "Shall we?", {"payload": {"n": 1}}, timeout_s=YEAR), DEV)
     await vanish_in_call(runtime, provider, tool(), auto)
     claimed = await begin(runtime, tool(), auto)
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         assert await runs.claim(conn, claimed, worker_id="gone", lease_s=30)
 
 

@@ -27,7 +27,7 @@ from service.errors import AlreadyDecided, AmbiguousApproval, ApprovalExpired, H
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime
 from service.store import approvals, runs
-from service.store.database import Database
+from service.store.database import EVERY, Database
 from tests.conftest import DEV, Stack, at, echo, eventually, run_body, settled, start
 
 SCHEMA = {
@@ -1082,7 +1082,7 @@ async def waiting_inside(runtime: Runtime, **config: Any) -> Approval:
 
     async def waits() -> list[Approval]:
         await worker.advance(started.run_id)
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await approvals.open_of_run(conn, started.run_id)
 
     found: list[Approval] = await eventually(waits, "the approval")
@@ -1090,7 +1090,7 @@ async def waiting_inside(runtime: Runtime, **config: Any) -> Approval:
 
 
 async def expire_in(runtime: Runtime, approval_id: UUID, ms: int) -> None:
-    async with runtime.services.db.transaction() as conn:
+    async with runtime.services.db.transaction(EVERY) as conn:
         await conn.execute(
             "update approvals set expires_at = clock_timestamp() + $2 * interval '1 ms' where id = $1", approval_id, ms
         )
@@ -1098,7 +1098,7 @@ async def expire_in(runtime: Runtime, approval_id: UUID, ms: int) -> None:
 
 async def both(runtime: Runtime, approval: Approval) -> tuple[Approval, Run]:
     assert approval.run_id is not None
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found, run = await approvals.get(conn, "default", approval.id), await runs.get(conn, "default", approval.run_id)
     assert found is not None
     assert run is not None
@@ -1111,7 +1111,7 @@ async def test_the_services_clock_never_runs_ahead_of_postgres(servers: Servers)
     ahead = []
 
     async def compare() -> None:
-        async with db.connection() as conn:
+        async with db.connection(EVERY) as conn:
             await conn.fetchval("select pg_sleep(0.05)")  # so that each has a connection of its own
             ours = db.now()
             ahead.append((ours - await conn.fetchval("select clock_timestamp()")).total_seconds())
@@ -1142,7 +1142,7 @@ async def test_with_two_approvals_open_the_answer_must_name_its_own(empty: Runti
     approval = await waiting_inside(empty)
     assert approval.run_id is not None
     assert await commands.only_open(empty.services, approval.run_id, DEV) == approval.id
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await approvals.insert(conn, replace(approval, id=uuid4(), checkpoint_type="information_review"))
 
     with pytest.raises(AmbiguousApproval):
@@ -1173,7 +1173,7 @@ async def test_the_clock_of_a_paused_approval_goes_on_where_it_stood(empty: Runt
     approval = await waiting_inside(empty, timeout_seconds=3600, remind_after_seconds=60)
     assert approval.run_id is not None
     await pause_run(empty.services, approval.run_id, DEV)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         sql = "update approvals set clock_stopped_at = clock_stopped_at - interval '100 seconds' where id = $1"
         await conn.execute(sql, approval.id)
     await resume_run(empty.services, approval.run_id, DEV)

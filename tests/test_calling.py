@@ -41,6 +41,7 @@ from service.providers.protocol import Request
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime
 from service.store import approvals, calls, events, runs
+from service.store.database import EVERY
 from service.worker import Process, cancel_calls
 from tests.acting import AUTO, begin, look, sql, story, within, worker
 from tests.conftest import DEV, eventually, http_tool
@@ -51,19 +52,19 @@ DONE = Answered({"image": "fox"}, {"id": "p1", "output": "fox"}, provider_ref="p
 
 
 async def call_of(runtime: Runtime, run_id: UUID, number: int = 1) -> Any:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return await calls.get(conn, run_id, number)
 
 
 async def open_approval(runtime: Runtime, run_id: UUID) -> Approval:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found = await approvals.open_of_run(conn, run_id)
     assert len(found) == 1
     return found[0]
 
 
 async def told(runtime: Runtime, run_id: UUID, kind: str) -> list[Event]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return [e for e in await events.after(conn, "default", run_id, 0, limit=1000) if e.type == kind]
 
 
@@ -760,7 +761,7 @@ async def test_a_slow_database_does_not_hold_up_the_stream(empty: Runtime) -> No
     run_id = await begin(empty, TOOL, services=services)
     task = asyncio.create_task(worker(empty, services=services).advance(run_id))
     await within(gate.arrived)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await conn.execute("select from runs where id = $1 for update", run_id)
         gate.opened.set()
         await within(at_the_end)
@@ -862,7 +863,7 @@ async def test_the_workers_job_ends_what_is_to_be_ended(empty: Runtime) -> None:
 
 async def stale(runtime: Runtime, services: Services, run_id: UUID) -> Held:
     """The run as a worker has read it, before what comes next."""
-    async with runtime.services.db.transaction() as conn:
+    async with runtime.services.db.transaction(EVERY) as conn:
         run = await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
         assert run is not None
         docs = await runs.documents(conn, run_id)

@@ -14,6 +14,7 @@ import pytest
 from service.commands.policies import try_policy
 from service.domain.policy import HitlConfig
 from service.runtime import Runtime
+from service.store.database import EVERY
 from tests.acting import begin, sql, worker
 from tests.conftest import Stack, at, decide, echo, run_body, settled, start
 
@@ -167,7 +168,7 @@ async def test_a_trial_changes_nothing_and_could_not(empty: Runtime) -> None:
 
     assert await sql(empty, "select json_agg(r order by id)::text from runs r") == before
     with pytest.raises(Exception, match="read-only transaction"):
-        async with empty.services.db.reading() as conn:
+        async with empty.services.db.reading(EVERY) as conn:
             await conn.execute("delete from runs")
 
 

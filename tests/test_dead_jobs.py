@@ -13,6 +13,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from service import queue
 from service.runtime import Runtime
 from service.store import dead_jobs
+from service.store.database import EVERY
 from tests.conftest import Stack, echo, eventually, run_body, settled, start
 
 HITL = Path(sys.executable).parent / "hitl"
@@ -88,7 +89,7 @@ async def test_poisonous_jobs_neither_end_nor_block_a_worker(stack: Stack, clien
 
 async def test_only_the_newest_dead_jobs_are_kept(empty: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_jobs, "KEPT", 3)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await conn.execute("delete from dead_jobs")
         for n in range(5):
             await dead_jobs.bury(conn, f"job {n}", "not JSON", "w1")

@@ -32,6 +32,7 @@ from service.domain.policy import HitlConfig
 from service.providers.guard import guarded_client
 from service.runtime import Runtime
 from service.store import deliveries, webhook_secrets
+from service.store.database import EVERY
 from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, Provider, Seen, echo
 
@@ -61,7 +62,7 @@ async def send_all(runtime: Runtime, client: httpx2.AsyncClient, **more: Any) ->
 
 
 async def rows(runtime: Runtime, **wanted: Any) -> list[dict[str, Any]]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return await deliveries.recent(conn, None, status=wanted.get("status"), limit=1000)
 
 
@@ -282,9 +283,9 @@ async def test_a_sender_that_lost_its_lease_writes_nothing(
     empty: Runtime, client: httpx2.AsyncClient, provider: Provider
 ) -> None:
     await advanced(empty, provider.url)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         (line,) = await deliveries.claim(conn, "webhook", busy=[], lease_id=uuid7(), lease_s=0, limit=1)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         (stolen,) = await deliveries.claim(conn, "webhook", busy=[], lease_id=uuid7(), lease_s=60, limit=1)
     assert stolen.subject == line.subject
     await Webhooks(empty.services, client).send(line)
@@ -390,7 +391,7 @@ async def test_a_secret_outlives_the_rotation_of_the_master_secret(empty: Runtim
     tenant = uuid7().hex
     old, new, newest = "o" * 32, "n" * 32, "w" * 32
     made = Keyring(old).seal({"secret": "whsec_c2VjcmV0"})
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await webhook_secrets.insert_current(conn, uuid7(), tenant, made)
     for keyring in (Keyring(new, old), Keyring(newest, new)):
         services = replace(empty.services, keyring=keyring)
@@ -513,7 +514,7 @@ async def test_an_operator_lists_dead_letters_redelivers_and_rotates(
 
 async def test_the_claim_reads_an_index_whatever_is_kept(empty: Runtime) -> None:
     run_id = await advanced(empty, None)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await conn.execute(
             """
             insert into delivery_lines (subject, kind, tenant, run_id, target, due_at)

@@ -7,10 +7,10 @@ from service.domain.event import Event, EventType, Fact
 from service.domain.snapshot import START, Snapshot
 from service.runtime import Runtime
 from service.store import events, frames, runs
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 from service.store.events import Line
 from service.store.migrate import migrate
-from tests.acting import begin, look, worker
+from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, echo
 
 SESSION = Line("default", session_id="s")
@@ -30,11 +30,11 @@ def marks(found: list[Event]) -> list[tuple[UUID, int]]:
 async def test_a_commit_that_lands_late_is_news_to_the_next_snapshot(empty: Runtime) -> None:
     db = empty.services.db
     early, late = [await begin(empty, echo(), session_id="s") for _ in range(2)]
-    async with db.connection() as reader:
+    async with db.connection(EVERY) as reader:
         first = await events.snapshot(reader)
-        async with db.transaction() as slow:
+        async with db.transaction(EVERY) as slow:
             await a_reminder(slow, empty, early)
-            async with db.transaction() as quick:
+            async with db.transaction(EVERY) as quick:
                 await a_reminder(quick, empty, late)
             second, seen = await events.news(reader, first)
             assert [item.run_id for item in seen] == [late]
@@ -51,7 +51,7 @@ async def test_a_commit_that_lands_late_is_news_to_the_next_snapshot(empty: Runt
 async def test_a_run_of_one_line_comes_from_its_first_event_unless_it_is_named(empty: Runtime) -> None:
     one, two = [await begin(empty, echo(), session_id="s", user_id="u") for _ in range(2)]
     await begin(empty, echo(), session_id="other")
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         now = await events.snapshot(conn)
         whole = await events.of_line(conn, SESSION, {}, now, limit=9)
         assert marks(whole) == [(one, 1), (one, 2), (two, 1), (two, 2)]
@@ -66,7 +66,7 @@ async def test_pages_of_a_line_join_without_a_gap(empty: Runtime) -> None:
     for _ in range(5):
         await begin(empty, echo(), session_id="s")
     found: list[Event] = []
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         now = await events.snapshot(conn)
         beyond = START
         while page := await events.of_line(conn, SESSION, {}, now, beyond=beyond, limit=3):
@@ -78,7 +78,7 @@ async def test_pages_of_a_line_join_without_a_gap(empty: Runtime) -> None:
 async def test_frames_hold_what_the_run_made(empty: Runtime) -> None:
     run_id = await begin(empty, echo({"prompt": "x", "n": 1}), ASK_ALWAYS)
     await worker(empty).advance(run_id)
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         told = await events.after(conn, "default", run_id, 0, limit=99)
         shown = await frames.of_events(conn, told)
     run = await look(empty, run_id)
@@ -93,8 +93,8 @@ async def test_frames_hold_what_the_run_made(empty: Runtime) -> None:
 async def test_events_of_another_server_are_old_news(empty: Runtime) -> None:
     """What `hitl migrate` does after a restore: ids of the future would be told again when their time comes."""
     run_id = await begin(empty, echo())
-    async with empty.services.db.connection() as conn:
-        await conn.execute("update events set xid = '99999999999' where run_id = $1", run_id)
+    async with empty.services.db.connection(EVERY) as conn:
+        await sql(empty, "update events set xid = '99999999999' where run_id = $1 returning true", run_id)
         settings = empty.settings
         assert settings.database_url is not None
         await migrate(settings.database_url)

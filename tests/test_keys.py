@@ -12,6 +12,7 @@ from service.domain.principal import Principal
 from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from service.runtime import Runtime
 from service.store import keys
+from service.store.database import EVERY
 from tests.acting import begin, sql
 from tests.conftest import echo
 
@@ -19,7 +20,7 @@ OLD, NEW = "o" * 32, "n" * 32
 
 
 async def row(runtime: Runtime, key_id: object) -> keys.ApiKey:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return next(key for key in await keys.all_keys(conn) if key.id == key_id)
 
 
@@ -71,7 +72,7 @@ async def test_the_last_use_is_noted_at_most_once_a_minute_and_waits_for_nobody(
     made, secret = await create_key(services.db, services.keyring, NewKey("ci", "admin"))
     assert (await row(empty, made.id)).used_at is None
 
-    async with services.db.transaction() as conn:  # somebody is busy with the row
+    async with services.db.transaction(EVERY) as conn:  # somebody is busy with the row
         await conn.execute("select from api_keys where id = $1 for update", made.id)
         async with asyncio.timeout(5):
             await authenticate(services.db, services.keyring, secret)

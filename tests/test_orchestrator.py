@@ -31,6 +31,7 @@ from service.providers.registry import Registry
 from service.queue import QUEUE_NAME, RunQueue, connect
 from service.runtime import Runtime
 from service.store import approvals, calls, runs
+from service.store.database import EVERY
 from service.worker import Heartbeat
 from tests.acting import AUTO, becomes, begin, look, sql, story, within, worker
 from tests.conftest import ASK_ALWAYS, DEV, Gated, Provider, echo, free_port, http_tool
@@ -45,7 +46,7 @@ async def in_call(runtime: Runtime, gated: Gated, run_id: UUID, hand: HITLOrches
 
 
 async def open_approval(runtime: Runtime, run_id: UUID) -> Approval:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found = await approvals.open_of_run(conn, run_id)
     assert len(found) == 1
     return found[0]
@@ -67,7 +68,7 @@ async def jobs(runtime: Runtime) -> dict[str, float]:
 
 
 async def call_of(runtime: Runtime, run_id: UUID, number: int = 1) -> Any:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found = await calls.get(conn, run_id, number)
     assert found is not None
     return found
@@ -80,7 +81,7 @@ async def test_only_one_of_twenty_concurrent_claims_wins(empty: Runtime) -> None
     run_id = await begin(empty, echo())
 
     async def claim(n: int) -> Any:
-        async with empty.services.db.connection() as conn:
+        async with empty.services.db.connection(EVERY) as conn:
             return await runs.claim(conn, run_id, worker_id=f"w{n}", lease_s=30)
 
     won = [run for run in await asyncio.gather(*map(claim, range(20))) if run is not None]
@@ -98,15 +99,15 @@ async def test_twenty_workers_at_once_make_one_provider_call(empty: Runtime, pro
 
 async def test_a_stale_fencing_token_cannot_save(empty: Runtime) -> None:
     run_id = await begin(empty, echo())
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         claimed = await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
     assert claimed is not None
     await silence_worker(empty, run_id)
     await sweep(empty.services)
     with pytest.raises(LeaseLost):
-        async with empty.services.db.transaction() as conn:
+        async with empty.services.db.transaction(EVERY) as conn:
             await runs.lock_held(conn, run_id, claimed.fencing_token)
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         assert await runs.renew(conn, [(run_id, claimed.fencing_token)], lease_s=30) == set()
 
 
@@ -176,7 +177,7 @@ async def test_a_vanished_workers_run_is_recovered_and_its_zombie_refused(empty:
 async def test_the_sweep_clears_away_the_job_of_the_vanished_worker(empty: Runtime) -> None:
     run_id = await begin(empty, echo())
     dead = job_id(run_id, 1)
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
     await empty.redis.set(in_progress_key_prefix + dead, b"1")
     await silence_worker(empty, run_id)
@@ -187,7 +188,7 @@ async def test_the_sweep_clears_away_the_job_of_the_vanished_worker(empty: Runti
 
 async def test_two_sweeps_at_once_recover_a_run_once(empty: Runtime) -> None:
     run_id = await begin(empty, echo())
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await runs.claim(conn, run_id, worker_id="w1", lease_s=30)
     await silence_worker(empty, run_id)
     found = await asyncio.gather(*(sweep(empty.services) for _ in range(5)))
@@ -696,7 +697,7 @@ async def test_events_have_no_gaps_whatever_happened(empty: Runtime, gated: Gate
     gated.opened.set()
     await worker(empty, "w2").advance(run_id)
     await becomes(empty, run_id, "completed")
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         rows = await conn.fetch("select seq, prev_hash, hash from events where run_id = $1 order by seq", run_id)
     assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
     assert [row["prev_hash"] for row in rows[1:]] == [row["hash"] for row in rows[:-1]]
@@ -747,7 +748,7 @@ async def test_a_checkpoint_has_at_most_one_open_approval(empty: Runtime) -> Non
     await worker(empty).advance(run_id)
     asked = await open_approval(empty, run_id)
     with pytest.raises(asyncpg.UniqueViolationError):
-        async with empty.services.db.transaction() as conn:
+        async with empty.services.db.transaction(EVERY) as conn:
             await approvals.insert(conn, replace(asked, id=UUID(int=1)))
 
 

@@ -22,7 +22,7 @@ from service.providers.http import HttpProvider
 from service.providers.registry import Registry
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings
-from service.store.database import Conn, Database
+from service.store.database import EVERY, Conn, Database
 from service.store.migrate import migrate
 from service.worker import Heartbeat, Presence
 from tests.acting import becomes, begin, look, sql, story, within, worker
@@ -159,8 +159,8 @@ class Deaf(Database):
         self.left = deaf_at
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Conn]:
-        async with super().connection() as conn:
+    async def _acquired(self) -> AsyncIterator[Conn]:
+        async with super()._acquired() as conn:
             yield conn
         self.left -= 1
         if self.left == 0:
@@ -225,7 +225,7 @@ async def test_an_exhausted_pool_does_not_cost_a_worker_its_leases(house: House,
     before = await look(runtime, run_id)
     async with AsyncExitStack() as load:
         for _ in range(10):
-            await load.enter_async_context(runtime.services.db.connection())
+            await load.enter_async_context(runtime.services.db.connection(EVERY))
         await Heartbeat(runtime, hand, "w1", presence).once()
     after = await look(runtime, run_id)
     assert before.lease_until is not None

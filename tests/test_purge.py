@@ -25,6 +25,7 @@ from service.embedded import Servers
 from service.filestore import FolderStore, Missing
 from service.runtime import Runtime
 from service.store import audit, files
+from service.store.database import EVERY
 from service.store.purge import Kept
 from tests.acting import begin, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, base_env, echo
@@ -41,7 +42,7 @@ async def over(runtime: Runtime, days: float) -> UUID:
 
 
 async def left(runtime: Runtime) -> set[UUID]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         return {row["id"] for row in await conn.fetch("select id from runs")}
 
 
@@ -56,7 +57,7 @@ async def with_file(services: Services, run_id: UUID) -> str:
         file_id, "default", run_id, "a.png", "image/png", len(content), sha256(content).hexdigest(),
         location_of(file_id), services.db.now(),
     )  # fmt: skip
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         await files.insert(conn, [stored])
     return stored.location
 
@@ -77,7 +78,7 @@ async def test_what_is_over_for_longer_goes_whole_and_the_rest_verifies(empty: R
     assert [piece async for piece in await services.files.open(stays, 0, 9)] == [b"a picture"]
     with pytest.raises(Missing):
         await services.files.open(gone, 0, 9)
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         chains = [(head.seq, len(found)) async for head, found in audit.chains(conn, tenant=None, run_id=None)]
     assert len(chains) == 2 and all(seq == length for seq, length in chains)
     assert await purge(services, Kept("default", 30)) == {"runs": 0, "files": 0, "questions": 0}

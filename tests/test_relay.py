@@ -25,7 +25,7 @@ from service.domain.policy import HitlConfig
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store import events
-from service.store.database import Database
+from service.store.database import EVERY, Database
 from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, Provider, Seen, echo, eventually
 
@@ -139,7 +139,7 @@ async def ended(site: Runtime, count: int, config: HitlConfig = AUTO) -> list[UU
 async def check_whole(site: Runtime, got: list[Any], runs: list[UUID]) -> None:
     """Every event of every run arrived; first arrivals are in order."""
     for run_id in runs:
-        async with site.services.db.connection() as conn:
+        async with site.services.db.connection(EVERY) as conn:
             wanted = [event.seq for event in await events.after(conn, "default", run_id, 0, limit=1000)]
         arrived = [m["data"]["seq"] for m in got if m["data"]["run_id"] == str(run_id)]
         assert list(dict.fromkeys(arrived)) == wanted

@@ -22,6 +22,7 @@ from service.standins.replicate import TOKEN, Fault, Replicate, throttled
 from service.standins.replicate_models import FLUX, FLUX_VERSION
 from service.standins.replicate_server import replicate_standin
 from service.store import approvals
+from service.store.database import EVERY
 from tests.acting import begin, look, sql, story, worker
 from tests.conftest import free_port
 from tests.scripting import serving
@@ -71,7 +72,7 @@ async def test_a_create_that_is_cut_and_never_claimed_asks_a_human_and_is_not_se
     await make_due(empty, run_id)
     assert await hand.advance(run_id) == "awaiting_human"
 
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         (question,) = await approvals.open_of_run(conn, run_id)
     assert question.checkpoint_type == "outcome_unknown"
     assert len(standin.seen("create")) == 1

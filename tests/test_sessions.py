@@ -19,6 +19,7 @@ from service.domain.run import RunStatus
 from service.errors import HitlError
 from service.runtime import Runtime
 from service.store import approvals
+from service.store.database import EVERY
 from tests.acting import begin, look, sql, story, worker
 from tests.conftest import ASK_ALWAYS, DEV, at, echo, eventually, run_body
 
@@ -193,7 +194,7 @@ async def test_a_decision_and_a_replacement_at_once_leave_one_truth(empty: Runti
         assert run.status is RunStatus.CANCELLED
         assert (await look(empty, waiting)).status is RunStatus.CANCELLED
         assert (await look(empty, replaced)).status is RunStatus.QUEUED
-        async with empty.services.db.connection() as conn:
+        async with empty.services.db.connection(EVERY) as conn:
             approval = await approvals.get(conn, "default", approval_id)
         assert approval is not None and not approval.is_open
         won = approval.status != "cancelled"

@@ -14,7 +14,7 @@ from service.domain.policy import Checkpoint
 from service.embedded import Servers
 from service.store import approvals, runs, tenants, timers
 from service.store.approvals import InboxFilter
-from service.store.database import Conn, Database
+from service.store.database import EVERY, Conn, Database
 from service.store.migrate import LOCK_KEY, MigrationError, migrate, migrations, pending
 from service.store.runs import RunFilter
 from tests.conftest import new_database
@@ -94,7 +94,7 @@ async def full(servers: Servers) -> AsyncIterator[Database]:
 async def plans(db: Database, ask: Callable[[Conn], Awaitable[Any]]) -> list[str]:
     """How Postgres runs the first query that the function issues: with its arguments, and without knowing any."""
     issued: list[Any] = []
-    async with db.connection() as conn:
+    async with db.connection(EVERY) as conn:
         change = conn.transaction()
         await change.start()
         with conn.query_logger(issued.append):

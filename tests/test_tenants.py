@@ -15,6 +15,7 @@ from service.domain.principal import Principal
 from service.domain.tenant import Tenant
 from service.errors import HitlError, SessionBusy, TenantLimit
 from service.runtime import Runtime
+from service.store.database import EVERY
 from tests.acting import sql
 from tests.conftest import echo, eventually
 
@@ -127,7 +128,7 @@ async def test_a_limit_is_in_force_within_two_seconds_and_for_its_tenant_alone(e
 async def test_whoever_has_no_limit_waits_for_nobodys_turn(empty: Runtime) -> None:
     who, other = await limited(empty, live_runs=9), Principal("sue", f"t-{uuid4().hex[:8]}", "submitter")
 
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         for tenant in (who.tenant, other.tenant):
             await conn.execute("select pg_advisory_xact_lock(hashtextextended($1, 11))", tenant)
         waiting = asyncio.ensure_future(one(empty, who))

@@ -16,6 +16,7 @@ from service.domain.policy import HitlConfig
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime
 from service.store import approvals, runs
+from service.store.database import EVERY
 from tests.acting import begin, look, sql, story, worker
 from tests.conftest import ASK_ALWAYS, DEV, echo
 
@@ -29,7 +30,7 @@ async def waiting(runtime: Runtime, count: int, config: HitlConfig = ASK_ALWAYS)
 
 
 async def statuses(runtime: Runtime) -> dict[str, int]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         rows = await conn.fetch("select status, count(*) from approvals group by status")
     return {row["status"]: row["count"] for row in rows}
 
@@ -67,7 +68,7 @@ async def test_a_decision_gets_through_while_thousands_expire(empty: Runtime) ->
     await waiting(empty, 2 * expiry.BATCH)
     await sql(empty, "update approvals set expires_at = now()")
     asking = (await waiting(empty, 1))[0]
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         question = (await approvals.open_of_run(conn, asking))[0]
     _, decided = await asyncio.gather(
         sweep(empty.services), decide(empty.services, question.id, Order(action="approve"), DEV)
@@ -78,7 +79,7 @@ async def test_a_decision_gets_through_while_thousands_expire(empty: Runtime) ->
 async def test_a_decision_and_a_batch_that_meet_have_one_winner(empty: Runtime) -> None:
     ids = await waiting(empty, 20)
     await sql(empty, "update approvals set expires_at = now() + interval '0.15 s'")
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         questions = [(await approvals.open_of_run(conn, run_id))[0] for run_id in ids]
 
     async def answer(approval_id: UUID) -> str:
@@ -93,7 +94,7 @@ async def test_a_decision_and_a_batch_that_meet_have_one_winner(empty: Runtime) 
 
     answers = await asyncio.gather(*(answer(question.id) for question in questions), expiring())
     for question, said in zip(questions, answers, strict=False):
-        async with empty.services.db.connection() as conn:
+        async with empty.services.db.connection(EVERY) as conn:
             found = await approvals.get(conn, "default", question.id)
         assert found is not None
         assert (found.status == "approved") == (said == "approved"), (found.status, said)
@@ -183,7 +184,7 @@ async def test_everything_lost_in_redis_is_woken_in_one_sweep(empty: Runtime) ->
 
 async def test_a_take_over_says_how_long_the_run_really_stood_still(empty: Runtime) -> None:
     run_id = await begin(empty, echo())
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         await runs.claim(conn, run_id, worker_id="w1", lease_s=10)
     # in a call for ten minutes, its worker's last heartbeat twelve seconds ago
     await sql(
@@ -193,7 +194,7 @@ async def test_a_take_over_says_how_long_the_run_really_stood_still(empty: Runti
     )
     await sql(empty, "insert into workers (id, jobs, max_jobs, seen_at) values ('w1', 1, 9, now() - interval '12 s')")
     await sweep(empty.services)
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         told = await conn.fetchval("select data from events where run_id = $1 and type = 'run.recovered'", run_id)
     assert told["cause"] == "worker_silent"
     assert 12_000 <= told["stood_still_ms"] < 600_000
@@ -201,7 +202,7 @@ async def test_a_take_over_says_how_long_the_run_really_stood_still(empty: Runti
 
 async def test_a_runs_last_sign_is_the_newest_there_is(empty: Runtime) -> None:
     run_id = await begin(empty, echo())
-    async with empty.services.db.transaction() as conn:
+    async with empty.services.db.transaction(EVERY) as conn:
         run = await runs.claim(conn, run_id, worker_id="w1", lease_s=10)
     assert run is not None
     assert run.claimed_at is not None

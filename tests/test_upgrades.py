@@ -17,6 +17,7 @@ from service.domain.run import STATE_VERSION, RunStatus
 from service.embedded import Servers
 from service.runtime import Runtime, open_runtime
 from service.store import approvals, events, runs
+from service.store.database import EVERY
 from service.store.migrate import _TABLE, _apply, migrate, migrations
 from tests import state
 from tests.acting import begin, look, sql, worker
@@ -51,7 +52,7 @@ async def push(runtime: Runtime, run_id: UUID) -> None:
             await sql(runtime, "update runs set lease_until = now() - interval '1 s' where id = $1", run_id)
             await sweep(services)
         case RunStatus.AWAITING_HUMAN:
-            async with services.db.connection() as conn:
+            async with services.db.connection(EVERY) as conn:
                 question = (await approvals.open_of_run(conn, run_id))[0]
             edits = {"response": {"told": 1}} if question.checkpoint_type == "outcome_unknown" else None
             who = state.SECOND if question.decisions or question.reviewers.quorum > 1 else DEV
@@ -67,7 +68,7 @@ async def push(runtime: Runtime, run_id: UUID) -> None:
 
 
 async def unfinished(runtime: Runtime) -> list[UUID]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         rows = await conn.fetch(
             """
             select id from runs where status not in ('completed', 'cancelled')
@@ -100,7 +101,7 @@ async def test_what_a_release_left_is_taken_on_to_its_end(servers: Servers, prov
 
 async def whole(runtime: Runtime) -> None:
     """Every run's events are numbered without a gap and their hashes fit, over the upgrade."""
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         for row in await conn.fetch("select id, event_seq, event_hash from runs"):
             told = await events.after(conn, "default", row["id"], 0, limit=1000)
             assert [event.seq for event in told] == list(range(1, row["event_seq"] + 1))
@@ -120,7 +121,7 @@ async def test_an_older_releases_worker_leaves_what_a_newer_one_wrote_alone(empt
     await worker(empty).advance(asking)
     await sql(empty, "update approvals set expires_at = now()")
     held = await begin(empty, echo())
-    async with empty.services.db.connection() as conn:
+    async with empty.services.db.connection(EVERY) as conn:
         await runs.claim(conn, held, worker_id="newer", lease_s=1)
     await sql(empty, "update runs set lease_until = now() - interval '1 s' where id = $1", held)
     await sql(empty, "update runs set due_at = now() - interval '9 s' where id = $1", run_id)

@@ -18,6 +18,7 @@ from service.notifier import Notifier
 from service.queue import RunQueue, connect
 from service.runtime import Runtime
 from service.store import approvals, workers
+from service.store.database import EVERY
 from tests.acting import becomes, begin, look, sql, story, within
 from tests.conftest import (
     ASK_ALWAYS,
@@ -81,7 +82,7 @@ class Site:
 
     async def pids(self) -> list[str]:
         """Process ids of the workers that are there by their own heartbeat."""
-        async with self.runtime.services.db.connection() as conn:
+        async with self.runtime.services.db.connection(EVERY) as conn:
             return [worker["id"].split(":")[1] for worker in await workers.present(conn)]
 
 
@@ -237,7 +238,7 @@ async def test_a_decision_taken_while_redis_is_away_is_acted_on_once_it_is_back(
     await eventually(noticed, "the loss")
     dead = connect(f"redis://127.0.0.1:{port}")
     services = replace(site.runtime.services, queue=RunQueue(dead, horizon_s=3600), notifier=Notifier(dead))
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         asked = (await approvals.open_of_run(conn, run_id))[0]
     await decide(services, asked.id, Order(action="approve"), DEV)
     server = await asyncio.start_server(site.relay, "127.0.0.1", port)
@@ -260,7 +261,7 @@ async def test_after_a_restart_of_everything_the_first_decision_is_acted_on_with
     await eventually(all_wait, "the wait of all")
     first.kill()
     await site.runtime.redis.flushdb()
-    async with site.runtime.services.db.connection() as conn:
+    async with site.runtime.services.db.connection(EVERY) as conn:
         asked = (await approvals.open_of_run(conn, ids[-1]))[0]
     await decide(site.runtime.services, asked.id, Order(action="approve"), DEV)
     await site.runtime.redis.flushdb()

@@ -41,7 +41,7 @@ async def list_pending(call: Call) -> Reply:
     wanted = approvals.InboxFilter(
         query.user_id, query.session_id, query.checkpoint_type, run_id, paging.decode(query.cursor)
     )
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         found = await approvals.inbox(conn, call.principal.tenant, wanted, limit=query.limit + 1)
     shown = found[: query.limit]
     items = [approval_view(approval) for approval in shown]
@@ -55,7 +55,7 @@ async def get_approval(call: Call) -> Reply:
     approval_id: UUID = call.id("approval_id")
 
     async def look() -> Approval | None:
-        async with call.services.db.connection() as conn:
+        async with call.services.db.connection(call.principal.tenant) as conn:
             return await approvals.get(conn, call.principal.tenant, approval_id)
 
     def done(seen: Approval | None) -> bool:
@@ -64,7 +64,7 @@ async def get_approval(call: Call) -> Reply:
     found = await call.services.notifier.wait_until(approval_id, look, done, timeout_s=query.wait)
     if found is None:
         raise NotFound("no such approval")
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         handed_on = await delegations.of_approval(conn, approval_id)
     more = {"delegations": [delegation_view(d) for d in handed_on]} if handed_on else {}
     return Reply({**approval_view(found), **more})

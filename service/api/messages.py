@@ -54,7 +54,7 @@ async def answer(services: Services, principal: Principal, asked: Asking) -> dic
 
 async def _pending(services: Services, principal: Principal, asked: ListPending) -> list[dict[str, Any]]:
     wanted = approvals.InboxFilter(user_id=asked.user_id)
-    async with services.db.connection() as conn:
+    async with services.db.connection(principal.tenant) as conn:
         found = await approvals.inbox(conn, principal.tenant, wanted, limit=PENDING_LIMIT)
     return [approval_view(approval) for approval in found]
 

@@ -23,11 +23,12 @@ from service.domain.principal import Permission
 from service.domain.view import when
 from service.errors import BadSignature, HitlError
 from service.store import deliveries, migrate, runs, workers
+from service.store.database import EVERY
 
 
 async def get_queue(call: Call) -> Reply:
     """What waits, what runs, and which workers are there."""
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         figures = await runs.queue_figures(conn, call.principal.tenant)
         present = await workers.present(conn)
         messages = await deliveries.figures_of(conn, call.principal.tenant)
@@ -77,7 +78,7 @@ async def readyz(call: Call) -> Reply:
 
 async def _postgres(call: Call) -> str:
     try:
-        async with asyncio.timeout(3), call.services.db.connection() as conn:
+        async with asyncio.timeout(3), call.services.db.connection(EVERY) as conn:
             return "migrations pending" if await migrate.pending(conn) else "ok"
     except (HitlError, TimeoutError):
         return "away"

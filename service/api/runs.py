@@ -117,7 +117,7 @@ async def get_run(call: Call) -> Reply:
     tenant = call.principal.tenant
 
     async def look() -> Run | None:
-        async with call.services.db.connection() as conn:
+        async with call.services.db.connection(call.principal.tenant) as conn:
             return await runs.get(conn, tenant, run_id)
 
     def done(run: Run | None) -> bool:
@@ -166,7 +166,7 @@ async def list_session(call: Call) -> Reply:
     query: RunsQuery = call.query
     mine = query.model_copy(update={"session_id": call.path["session_id"]})
     page = await _page(call, mine, sorted(LIVE))
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         wanted = approvals.InboxFilter(session_id=mine.session_id)
         waiting = await approvals.inbox(conn, call.principal.tenant, wanted, limit=1)
     return Reply({**page, "has_pending_approvals": bool(waiting)})
@@ -178,7 +178,7 @@ async def list_events(call: Call) -> Reply | Response:
     run_id: UUID = call.id("run_id")
     if streams.wants_stream(call.request):
         return await streams.follow_run(call, run_id, query.after)
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         if await runs.get(conn, call.principal.tenant, run_id) is None:
             raise NotFound("no such run")
         found = await events.after(conn, call.principal.tenant, run_id, query.after, limit=query.limit)
@@ -189,7 +189,7 @@ async def get_job(call: Call) -> Reply:
     """The state of a run's latest wake-up, under any job id that the run was ever given."""
     asked = call.path["job_id"]
     parsed = parse_job_id(asked)
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         run = await runs.get(conn, call.principal.tenant, parsed[0]) if parsed else None
         if run is None or parsed is None or not 1 <= parsed[1] <= run.fencing_token:
             raise NotFound("no such job")
@@ -210,7 +210,7 @@ async def _page(call: Call, query: RunsQuery, statuses: list[str] | None) -> dic
         statuses, query.user_id, query.session_id, query.provider, _utc(query.created_after),
         _utc(query.created_before), paging.decode(query.cursor),
     )  # fmt: skip
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         found = await runs.page(conn, call.principal.tenant, wanted, limit=query.limit + 1)
         shown = found[: query.limit]
         items = await run_views(conn, call.services, shown)

@@ -204,7 +204,7 @@ class Connection:
 
     async def _check_run(self, topic: Topic) -> None:
         run_id = parse_id(topic.name)
-        async with self._services.db.connection() as conn:
+        async with self._services.db.connection(topic.tenant) as conn:
             if run_id is None or await runs.get(conn, topic.tenant, run_id) is None:
                 raise NotFound("no such run")
 

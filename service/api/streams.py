@@ -49,7 +49,7 @@ def wants_stream(request: Request) -> bool:
 async def follow_run(call: Call, run_id: UUID, after: int) -> Response:
     """The run's events after a seq, and those to come until its last."""
     after = _seq(call.request, after)
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         run = await runs.get(conn, call.principal.tenant, run_id)
     if run is None:
         raise NotFound("no such run")
@@ -67,7 +67,7 @@ async def follow_line(call: Call) -> Response:
     topic = (
         Topic("session", tenant, query.session_id) if query.session_id else Topic("user", tenant, query.user_id or "")
     )
-    async with call.services.db.connection() as conn:
+    async with call.services.db.connection(call.principal.tenant) as conn:
         now = await events.snapshot(conn)
     cursor = _cursor(call.request) or Cursor(now, now)
     if cursor.until.xmax > now.xmax:  # of another server: this one was restored from it

@@ -13,7 +13,7 @@ from service.store import runs
 
 
 async def run_view(services: Services, tenant: str, run_id: UUID) -> dict[str, Any] | None:
-    async with services.db.connection() as conn:
+    async with services.db.connection(tenant) as conn:
         run = await runs.get(conn, tenant, run_id)
         return (await run_views(conn, services, [run]))[0] if run else None
 

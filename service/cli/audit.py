@@ -17,6 +17,7 @@ from service.domain.audit import Broken, Head, by_run, check
 from service.domain.event import wire
 from service.runtime import Runtime
 from service.store import audit
+from service.store.database import EVERY
 
 COLUMNS: Final = ("run_id", "seq", "type", "at", "actor", "data", "prev_hash", "hash", "of")
 csv.field_size_limit(2**31 - 1)
@@ -77,7 +78,7 @@ def audit_export(form: str, out: Path | None, tenant: str | None, run_id: UUID |
 async def _chains(
     runtime: Runtime, tenant: str | None, run_id: UUID | None
 ) -> AsyncIterator[tuple[Head, list[dict[str, Any]]]]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.reading(EVERY) as conn:
         async for head, events in audit.chains(conn, tenant=tenant, run_id=run_id):
             yield head, [wire(event) for event in events]
 

@@ -19,7 +19,7 @@ from service.logs import CATALOGUE
 from service.queue import connect
 from service.settings import Settings, load_settings, may_embed, require
 from service.store import workers
-from service.store.database import Conn, Database, server_facts
+from service.store.database import EVERY, Conn, Database, server_facts
 from service.store.migrate import migrate, pending
 
 SKEW_WARN_S: Final = 1.0
@@ -116,7 +116,7 @@ async def _of_postgres(settings: Settings) -> AsyncIterator[Check]:
     assert settings.database_url
     db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application="hitl-doctor")
     try:
-        async with db.connection() as conn:
+        async with db.connection(EVERY) as conn:
             for check in await _postgres_checks(conn):
                 yield check
     except Unavailable as error:

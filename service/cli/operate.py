@@ -25,7 +25,7 @@ from service.domain.view import approval_view
 from service.errors import HitlError, NotFound
 from service.runtime import Runtime
 from service.store import approvals, dead_jobs, deliveries, events, keys, runs
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 TAIL_EVERY_S: Final = 0.5
 PAGE: Final = 500
@@ -79,7 +79,7 @@ def keys_list(tenant: str | None, as_json: bool) -> None:
     """All keys, revoked ones too; never the keys themselves."""
 
     async def work(runtime: Runtime) -> list[keys.ApiKey]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await keys.all_keys(conn)
 
     rows = [asdict(key) for key in operate(work) if tenant in (None, key.tenant)]
@@ -129,7 +129,7 @@ def runs_list(
     wanted = runs.RunFilter(statuses or None, user, session, provider)
 
     async def work(runtime: Runtime) -> list[Run]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await runs.recent(conn, tenant, wanted, limit=limit)
 
     columns = (
@@ -170,7 +170,7 @@ def runs_show(run_id: UUID, tenant: str | None, as_json: bool) -> None:
 
 
 async def _whole_run(runtime: Runtime, run_id: UUID, tenant: str | None) -> dict[str, Any]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         run = await _run(conn, run_id, tenant)
     return {"id": run_id, **(await run_view(runtime.services, run.tenant, run_id) or {})}
 
@@ -194,7 +194,7 @@ def runs_tail(run_id: UUID, tenant: str | None, as_json: bool) -> None:
 async def _tail(runtime: Runtime, run_id: UUID, tenant: str | None, *, as_json: bool) -> None:
     last = 0
     while True:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             run = await _run(conn, run_id, tenant)
             found = await events.after(conn, run.tenant, run_id, last, limit=PAGE)
         for event in found:
@@ -253,7 +253,7 @@ def _each_run(
 
     async def one(runtime: Runtime, run_id: UUID) -> dict[str, Any]:
         try:
-            async with runtime.services.db.connection() as conn:
+            async with runtime.services.db.connection(EVERY) as conn:
                 run = await _run(conn, run_id, tenant)
             after = await act(runtime.services, Principal(ACTOR, run.tenant, "admin"), run_id)
         except HitlError as refusal:
@@ -290,7 +290,7 @@ def approvals_list(status: str, run_id: UUID | None, tenant: str | None, limit: 
     wanted = None if status == "all" else status
 
     async def work(runtime: Runtime) -> list[Approval]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await approvals.recent(conn, tenant, status=wanted, run_id=run_id, limit=limit)
 
     columns = ("id", "status", "checkpoint_type", "reasons", "run_id", "tenant", "expires_at")
@@ -311,7 +311,7 @@ def approvals_show(approval_id: UUID, tenant: str | None, as_json: bool) -> None
 
 
 async def _approval(runtime: Runtime, approval_id: UUID, tenant: str | None) -> Approval:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found = await approvals.find(conn, approval_id)
     if found is None or tenant not in (None, found.tenant):
         raise NotFound(f"no such approval: {approval_id}")
@@ -372,7 +372,7 @@ def queue(tenant: str | None, as_json: bool) -> None:
     """What waits for what, by tenant; then the jobs that no worker could run, with their cause."""
 
     async def work(runtime: Runtime) -> tuple[list[dict[str, Any]], list[dead_jobs.DeadJob]]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             figures = _with_messages(await runs.queue_by_tenant(conn), await deliveries.figures(conn))
             return figures, await dead_jobs.recent(conn, limit=DEAD_SHOWN)
 

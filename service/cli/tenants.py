@@ -11,6 +11,7 @@ from service.commands.tenants import set_limits
 from service.domain.tenant import Tenant
 from service.runtime import Runtime
 from service.store import tenants
+from service.store.database import EVERY
 
 COLUMNS: Final = ("name", "starts_per_minute", "live_runs", "retention_days")
 MOST: Final = 2**31 - 1
@@ -45,7 +46,7 @@ def tenants_list(as_json: bool) -> None:
     """Every tenant that has limits or keys; an empty limit is none."""
 
     async def work(runtime: Runtime) -> list[Tenant]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await tenants.known(conn)
 
     show([_row(tenant) for tenant in operate(work)], COLUMNS, as_json=as_json)

@@ -12,6 +12,7 @@ from service.commands import webhooks
 from service.errors import HitlError
 from service.runtime import Runtime
 from service.store import deliveries
+from service.store.database import EVERY
 
 
 @click.group("webhooks")
@@ -28,7 +29,7 @@ def webhooks_list(dead: bool, tenant: str | None, limit: int, as_json: bool) -> 
     """Newest first. Of the URL only the host is shown: the rest may be secret."""
 
     async def work(runtime: Runtime) -> list[dict[str, Any]]:
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             return await deliveries.recent(conn, tenant, status="dead" if dead else None, limit=limit)
 
     columns = ("id", "status", "type", "host", "tries", "error", "run_id", "tenant", "created_at", "due_at")

@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.logs import get_logger
 from service.store import approvals, calls, cancels, deliveries, events, idempotency, runs, timers
-from service.store.database import Conn, outbox
+from service.store.database import EVERY, Conn, outbox
 
 log = get_logger("commands.approvals")
 
@@ -62,7 +62,7 @@ class Question:
 
 async def only_open(services: Services, run_id: UUID, principal: Principal) -> UUID:
     """The run's one open approval. Raises `NotFound`, or a 409 that says why there is none to decide."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(principal.tenant) as conn:
         run = await runs.get(conn, principal.tenant, run_id)
         if run is None:
             raise NotFound("no such run")
@@ -92,7 +92,7 @@ async def decide(
     `within` is done first, in the same transaction: what lets one decide is used up with the decision, or not at all.
     """
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         if within is not None:
             await within(conn)
         current, run = await locked_for(conn, principal, approval_id)
@@ -115,7 +115,7 @@ async def decide(
 async def claim(services: Services, approval_id: UUID, principal: Principal, *, release: bool = False) -> Approval:
     """Keep an approval for oneself for ten minutes, or let it go. Raises as `decide`, and `ApprovalClaimed`."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         current, run = await locked_for(conn, principal, approval_id)
         now = services.db.now()
         change = rules.let_go if release else rules.claimed
@@ -155,7 +155,7 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
         armed=False, edited=False, claimed_by=None, claimed_until=None, decided_at=None,
         callback_url=question.callback_url, version=1,
     )  # fmt: skip
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         earlier = await taken(conn, principal.tenant, question.idempotency)
         if earlier is not None:
             found = await approvals.get(conn, principal.tenant, UUID(earlier["approval_id"]))
@@ -177,7 +177,7 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
 async def expire(services: Services, approval_id: UUID) -> bool:
     """Do what silence means, if the approval's time is out by Postgres's clock. Returns whether it was."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         current, run = await locked(conn, approval_id)
         left = await timers.left_s(conn, approval_id)
         if current is None or left is None or left[0] is None or left[0] > 0:
@@ -191,7 +191,7 @@ async def expire(services: Services, approval_id: UUID) -> bool:
 async def remind(services: Services, approval_id: UUID) -> bool:
     """Say once more that a human is waited for, if it is time to. Returns whether it was."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         current, run = await locked(conn, approval_id)
         left = await timers.left_s(conn, approval_id)
         if current is None or left is None or left[1] is None or left[1] > 0:

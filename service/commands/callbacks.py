@@ -12,7 +12,7 @@ from service.domain.policy import Checkpoint
 from service.domain.run import Run, RunStatus, ms_between, woken
 from service.errors import BadSignature
 from service.store import approvals, calls, cancels, runs
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 MAX_TOLD: Final = 200
 
@@ -26,7 +26,7 @@ async def take_callback(services: Services, run_id: UUID, number: int, signature
     if not services.keyring.verify("callback", f"{run_id}:{number}", signature):
         raise BadSignature("the signature of the callback URL is not valid")
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         run = await runs.lock_any(conn, run_id)
         call = await calls.lock(conn, run_id, number) if run else None
         if run is None or call is None or run.final or run.call_no != number:
@@ -60,7 +60,7 @@ async def take_notice(services: Services, run_id: UUID, number: int, provider_re
     is looked at.
     """
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         run = await runs.lock_any(conn, run_id)
         call = await calls.lock(conn, run_id, number) if run else None
         if run is None or call is None:

@@ -10,6 +10,7 @@ from service.errors import NoProvider, Unavailable
 from service.logs import get_logger
 from service.store import cancels, runs
 from service.store.cancels import Cancel
+from service.store.database import EVERY
 
 BATCH: Final = 50
 AT_ONCE: Final = 10
@@ -24,7 +25,7 @@ async def cancel_due(services: Services, *, run_id: UUID | None = None) -> int:
     A worker that dies on the way has only delayed it: a taken row is due again by itself.
     """
     hold_s = TRY_S * (BATCH / AT_ONCE) + TRY_S
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         due = await cancels.take(conn, run_id=run_id, hold_s=hold_s, limit=BATCH)
     gate = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as group:
@@ -38,7 +39,7 @@ async def _cancel(services: Services, cancel: Cancel, gate: asyncio.Semaphore) -
         async with gate:
             over = await _try(services, cancel)
         after = None if over else cancel_again(cancel.tries)
-        async with services.db.transaction() as conn:
+        async with services.db.transaction(cancel.tenant) as conn:
             await cancels.put_back(conn, cancel, after=after)
     except Unavailable:
         return
@@ -49,7 +50,7 @@ async def _cancel(services: Services, cancel: Cancel, gate: asyncio.Semaphore) -
 
 
 async def _try(services: Services, cancel: Cancel) -> bool:
-    async with services.db.connection() as conn:
+    async with services.db.connection(cancel.tenant) as conn:
         run = await runs.find(conn, cancel.run_id)
         docs = await runs.documents(conn, cancel.run_id) if run else None
     if run is None or docs is None:

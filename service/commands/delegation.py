@@ -24,7 +24,7 @@ async def delegate(
     The reason is kept beside the approval, not in the event: events hold no content.
     """
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         current, run = await locked_for(conn, principal, approval_id)
         now = services.db.now()
         try:

@@ -10,6 +10,7 @@ from service.commands.context import After, Services, carry_out
 from service.errors import Unavailable
 from service.logs import get_logger
 from service.store import approvals, timers
+from service.store.database import EVERY
 
 # a decision about one of a batch waits for the whole of it
 BATCH: Final = 50
@@ -33,7 +34,7 @@ async def remind_on_time(services: Services, approval_id: UUID) -> bool:
 async def expire_batch(services: Services) -> int:
     """The soonest of those past their deadline, in one transaction; others' are skipped. Returns how many."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         due = await timers.lock_expired(conn, limit=BATCH)
         changed = [await silence(conn, services, current, run, after) for current, run in due]
     for approval in changed:
@@ -44,7 +45,7 @@ async def expire_batch(services: Services) -> int:
 
 async def remind_batch(services: Services) -> int:
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         due = await timers.lock_to_remind(conn, limit=BATCH)
         for current, run in due:
             await say_again(conn, services, current, run, after)
@@ -54,13 +55,13 @@ async def remind_batch(services: Services) -> int:
 
 async def expire_singly(services: Services) -> int:
     """For a batch that holds a row which cannot be dealt with: the others, each in a transaction of its own."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         due = await approvals.due(conn, limit=4 * BATCH)
     return await _singly(expire, services, due)
 
 
 async def remind_singly(services: Services) -> int:
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         late = await approvals.to_remind(conn, limit=4 * BATCH)
     return await _singly(remind, services, late)
 
@@ -78,7 +79,7 @@ async def _singly(act: Callable[[Services, UUID], Awaitable[bool]], services: Se
 
 
 async def _left_s(services: Services, approval_id: UUID) -> tuple[float | None, float | None] | None:
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         return await timers.left_s(conn, approval_id)
 
 

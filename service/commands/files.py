@@ -78,7 +78,7 @@ async def discard(services: Services, unwanted: Sequence[StoredFile]) -> None:
     What is left of them costs only space."""
     for file in unwanted:
         try:
-            async with services.db.connection() as conn:
+            async with services.db.connection(file.tenant) as conn:
                 wanted = await files.get(conn, file.tenant, file.id)
             if wanted is None:
                 await services.files.remove(file.location)
@@ -88,7 +88,7 @@ async def discard(services: Services, unwanted: Sequence[StoredFile]) -> None:
 
 async def find_file(services: Services, tenant: str, file_id: UUID) -> StoredFile:
     """Raises `NotFound` for one that is unknown, or of another tenant."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(tenant) as conn:
         found = await files.get(conn, tenant, file_id)
     if found is None:
         raise NotFound("no such file")

@@ -10,7 +10,7 @@ from service.domain.keyring import Keyring, new_api_key
 from service.domain.principal import Principal, Role, reserved
 from service.errors import Invalid, NotFound, Unauthenticated
 from service.store import keys
-from service.store.database import Database
+from service.store.database import EVERY, Database
 
 SHOWN: Final = 13  # characters of a key that a list shows: enough to tell keys apart, nothing to guess from
 USE_NOTED_EVERY: Final = timedelta(minutes=1)
@@ -33,7 +33,7 @@ async def create_key(db: Database, keyring: Keyring, wanted: NewKey) -> tuple[ke
         message = "names that begin with system: or provider: are the service's own"
         raise Invalid("the subject is not valid", errors=[{"pointer": "/subject", "message": message}])
     secret = new_api_key()
-    async with db.transaction() as conn:
+    async with db.transaction(wanted.tenant) as conn:
         now = db.now()
         row = keys.ApiKey(
             uuid7(), wanted.tenant, wanted.name, wanted.role, subject, wanted.groups, now,
@@ -46,7 +46,7 @@ async def create_key(db: Database, keyring: Keyring, wanted: NewKey) -> tuple[ke
 
 async def revoke_key(db: Database, key_id: UUID) -> None:
     """Raises `NotFound`. The key is refused from the commit on: each request looks it up."""
-    async with db.transaction() as conn:
+    async with db.transaction(EVERY) as conn:
         if not await keys.revoke(conn, key_id):
             raise NotFound("no such key")
 
@@ -54,7 +54,7 @@ async def revoke_key(db: Database, key_id: UUID) -> None:
 async def authenticate(db: Database, keyring: Keyring, api_key: str) -> Principal:
     """Raises `Unauthenticated` for a key that is unknown, expired or revoked. Nothing is remembered in between:
     what is revoked or over is refused at once, by every process."""
-    async with db.connection() as conn:
+    async with db.connection(EVERY) as conn:
         found = await keys.find(conn, keyring.key_hashes(api_key))
         if found is not None and (found.used_at is None or db.now() - found.used_at >= USE_NOTED_EVERY):
             await keys.note_use(conn, found.id, every=USE_NOTED_EVERY)

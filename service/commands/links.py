@@ -17,7 +17,7 @@ from service.domain.link import Link, check_good, latest_end
 from service.domain.principal import Permission, Principal, demand, may, reserved
 from service.errors import BadNonce, Conflict, Forbidden, Invalid, LinkUsed, NotFound, PayloadChanged
 from service.store import approvals, keys, links, runs
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 NONCE: Final = "link-nonce"
 
@@ -42,7 +42,7 @@ async def make_link(
     if reserved(reviewer) or not reviewer.isprintable():
         raise Invalid("the reviewer is not valid", errors=[{"pointer": "/reviewer", "message": "is no name of a user"}])
     token = secrets.token_urlsafe(32)
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         approval = await approvals.get(conn, principal.tenant, approval_id)
         if approval is None:
             raise NotFound("no such approval")
@@ -63,7 +63,7 @@ async def make_link(
 
 async def open_link(services: Services, token: str) -> Shown:
     """What the link shows; nothing changes. Raises `NotFound`, `LinkExpired`, `Forbidden`, `PayloadChanged`."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         link, approval, reviewer = await _known(conn, services, token)
     may_decide(approval, reviewer)
     if link.used_at is None:
@@ -78,7 +78,7 @@ async def decide_by_link(services: Services, token: str, order: Order, *, nonce:
 
     Raises as `decide`, and `BadNonce`, `LinkUsed`, `LinkExpired`. A refusal leaves the link as it was.
     """
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         link, _, reviewer = await _known(conn, services, token)
     if not services.keyring.verify(NONCE, token, nonce):
         raise BadNonce("the form is not one of this page")

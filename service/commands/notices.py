@@ -15,6 +15,7 @@ from service.domain.ids import parse_id
 from service.domain.standard_webhooks import verify
 from service.errors import BadSignature, InvalidJson
 from service.store import runs
+from service.store.database import EVERY
 
 _REF: Final = re.compile(r"[\w-]{1,200}")
 
@@ -67,6 +68,6 @@ def _reference(body: bytes) -> str:
 
 
 async def _current_call(services: Services, run_id: UUID) -> int | None:
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         run = await runs.find(conn, run_id)
     return run.call_no if run else None

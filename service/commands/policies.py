@@ -9,6 +9,7 @@ from service.domain.ids import uuid7
 from service.domain.policy import HitlConfig
 from service.domain.replay import Trial
 from service.store import replay
+from service.store.database import EVERY
 
 BATCH: Final = 500
 CLOCKS_APART: Final = timedelta(hours=1)  # an id bears the time of the machine that made it
@@ -29,7 +30,7 @@ async def try_policy(
     after = uuid7(round((since - CLOCKS_APART).timestamp() * 1000), bytes(10))
     trial = Trial()
     while True:
-        async with services.db.reading() as conn:
+        async with services.db.reading(EVERY if tenant is None else tenant) as conn:
             found = await replay.past_runs(conn, tenant, since=since, after=after, limit=batch)
         for past in found:
             trial.add(config, past)

@@ -8,6 +8,7 @@ from service.commands.context import Services
 from service.filestore import StoreFailed
 from service.logs import get_logger
 from service.store import purge as store
+from service.store.database import EVERY
 from service.store.purge import Kept
 
 BATCH: Final = 200
@@ -17,7 +18,7 @@ log = get_logger("commands.purge")
 
 async def kept(services: Services, *, tenant: str | None, days: int | None) -> list[Kept]:
     """How long whose record is kept: by each tenant's own policy, or `days` for the one named, or for all."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         if days is None:
             return [one for one in await store.policies(conn) if tenant in (None, one.tenant)]
         names = [tenant] if tenant is not None else await store.tenants(conn)
@@ -26,7 +27,7 @@ async def kept(services: Services, *, tenant: str | None, days: int | None) -> l
 
 async def count(services: Services, one: Kept) -> dict[str, int]:
     """What a purge would remove: `{runs, files, questions}`."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(one.tenant) as conn:
         return await store.count(conn, one)
 
 
@@ -38,7 +39,7 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
     """
     found: Counter[str] = Counter(runs=0, files=0, questions=0)
     while True:
-        async with services.db.connection() as conn:
+        async with services.db.connection(one.tenant) as conn:
             run_ids = await store.over(conn, one, limit=BATCH)
             places = await store.locations(conn, one.tenant, run_ids)
         try:
@@ -47,14 +48,14 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
         except StoreFailed as error:
             log.warning("purge.failed", tenant=one.tenant, error=type(error).__name__)
             break
-        async with services.db.transaction() as conn:
-            gone = await store.remove(conn, run_ids)
+        async with services.db.transaction(one.tenant) as conn:
+            gone = await store.remove(conn, one, run_ids)
         found.update(runs=gone, files=len(places))
         told(gone)
         if len(run_ids) < BATCH or not gone:
             break
     while True:
-        async with services.db.transaction() as conn:
+        async with services.db.transaction(one.tenant) as conn:
             gone = await store.remove_questions(conn, one, limit=BATCH)
         found["questions"] += gone
         if gone < BATCH:
@@ -68,5 +69,5 @@ async def purge_by_policy(services: Services) -> None:
     """What a worker does every hour. Two at once only do less work each."""
     for one in await kept(services, tenant=None, days=None):
         await purge(services, one)
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         await store.remove_old_answers(conn)

@@ -64,7 +64,7 @@ async def start_run(services: Services, order: StartRun, principal: Principal) -
     run, docs = _accepted(services, order, principal)
     limit = await services.limits.of(services.db, principal.tenant)
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         earlier = await taken(conn, principal.tenant, order.idempotency)
         if earlier is not None:
             return Started(UUID(earlier["run_id"]), replayed=True)
@@ -99,7 +99,7 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
     """Let no further step start. A provider call under way goes on: its worker keeps the lease and the token."""
     demand(principal, Permission.SUBMIT)
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         run = await _locked(conn, principal.tenant, run_id)
         if run.status is RunStatus.PAUSED:
             return run
@@ -120,7 +120,7 @@ async def resume_run(services: Services, run_id: UUID, principal: Principal) -> 
     """Go on from the last durable step: a paused run, or a failed one whose error is recoverable."""
     demand(principal, Permission.SUBMIT)
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         run = await _locked(conn, principal.tenant, run_id)
         recoverable = run.status is RunStatus.FAILED and bool((run.error or {}).get("recoverable"))
         if run.status is not RunStatus.PAUSED and not recoverable:
@@ -141,7 +141,7 @@ async def cancel_run(services: Services, run_id: UUID, principal: Principal, *, 
     """End a live run; its worker is refused at its next write. Cancelling a cancelled run changes nothing."""
     demand(principal, Permission.SUBMIT)
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         run = await _locked(conn, principal.tenant, run_id)
         if run.status is RunStatus.CANCELLED:
             return run

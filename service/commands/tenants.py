@@ -9,7 +9,7 @@ from typing import Final
 from service.domain.tenant import Tenant
 from service.errors import TenantLimit
 from service.store import tenants
-from service.store.database import Conn, Database
+from service.store.database import EVERY, Conn, Database
 
 FRESH_S: Final = 1.0
 TRY_AGAIN_S: Final = 5
@@ -37,7 +37,7 @@ class Limits:
 
     async def _read(self, db: Database) -> None:
         began_at = time.monotonic()
-        async with db.connection() as conn:
+        async with db.connection(EVERY) as conn:
             self._known = {found.name: found for found in await tenants.limited(conn)}
         self._read_at = began_at
 
@@ -63,7 +63,7 @@ async def check(conn: Conn, limit: Tenant) -> None:
 
 async def set_limits(db: Database, tenant: Tenant, given: Collection[str]) -> Tenant:
     """Change the limits that are `given`; every process holds to them within 2 s."""
-    async with db.transaction() as conn:
+    async with db.transaction(tenant.name) as conn:
         return await tenants.save(conn, tenant, given)
 
 

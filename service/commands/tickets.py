@@ -7,7 +7,7 @@ from typing import Final
 from service.domain.principal import Principal
 from service.errors import Unauthenticated
 from service.store import tickets
-from service.store.database import Database
+from service.store.database import EVERY, Database
 
 TICKET_S: Final = 60
 
@@ -15,14 +15,14 @@ TICKET_S: Final = 60
 async def issue(db: Database, principal: Principal) -> str:
     """A ticket for one handshake as this principal, at any web process."""
     ticket = secrets.token_urlsafe(32)
-    async with db.connection() as conn:
+    async with db.connection(principal.tenant) as conn:
         await tickets.insert(conn, _hash(ticket), principal, lasts_s=TICKET_S)
     return ticket
 
 
 async def redeem(db: Database, ticket: str) -> Principal:
     """Raises `Unauthenticated` for a ticket that is unknown, used or too old."""
-    async with db.connection() as conn:
+    async with db.connection(EVERY) as conn:
         principal = await tickets.take(conn, _hash(ticket))
     if principal is None:
         raise Unauthenticated("the ticket is unknown, used or too old")

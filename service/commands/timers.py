@@ -19,7 +19,7 @@ from service.domain.run import Run, RunStatus, fail, ms_between, woken
 from service.errors import Unavailable
 from service.logs import get_logger
 from service.store import approvals, calls, runs, workers
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 BATCH: Final = 200
 PAGES: Final = 25
@@ -43,7 +43,7 @@ async def sweep(services: Services) -> Counter[str]:
     found["armed"] = await _tried("arm", arm(services))
     found["woken"] = await _tried("wake", wake_lost(services))
     found["released"] = await _tried("release", release_lines(services))
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         await workers.forget_silent(conn, after_s=3600)
     return found
 
@@ -70,7 +70,7 @@ async def recover_abandoned(services: Services) -> int:
     after = After.nothing()
     told: list[tuple[Run, str, int]] = []
     dead = await dead_workers(services)
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         abandoned = await runs.lock_abandoned(conn, dead=dead, limit=BATCH)
         now = services.db.now()
         signs = await workers.last_signs(conn, [run.worker_id for run in abandoned if run.worker_id])
@@ -95,19 +95,19 @@ async def recover_abandoned(services: Services) -> int:
 
 async def dead_workers(services: Services) -> set[str]:
     """Workers whose session lock is free. Looked at twice: a connection that only broke is back in a moment."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         suspects = await workers.dead(conn)
     if not suspects:
         return suspects
     await asyncio.sleep(SECOND_LOOK_S)
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         return suspects & await workers.dead(conn)
 
 
 async def end_overdue(services: Services) -> int:
     """Fail the runs whose own deadline passed."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         overdue = await runs.lock_past_deadline(conn, limit=BATCH)
         now = services.db.now()
         for each in overdue:
@@ -125,7 +125,7 @@ async def end_overdue(services: Services) -> int:
 
 async def arm(services: Services) -> int:
     """Give deadlines that came inside the horizon their deferred jobs."""
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY) as conn:
         timers = await approvals.arm(conn, horizon_s=services.horizon_s, limit=BATCH)
         due = await runs.arm_due(conn, horizon_s=services.horizon_s, limit=BATCH)
     await each(lambda timer: services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"]), timers)
@@ -141,7 +141,7 @@ async def wake_lost(services: Services) -> int:
     sent = 0
     after = None
     for _ in range(PAGES):
-        async with services.db.connection() as conn:
+        async with services.db.connection(EVERY) as conn:
             waiting = await runs.due_unclaimed(conn, for_s=LOST_AFTER_S, limit=BATCH, after=after)
         sent += await _wake_page(services, waiting)
         if len(waiting) < BATCH or services.queue.away:
@@ -176,11 +176,11 @@ def _long_due(services: Services, run: Run) -> bool:
 
 async def release_lines(services: Services) -> int:
     """Let the first run of each session's line go, should its predecessor's end have missed it."""
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         sessions = await runs.sessions_in_line(conn, limit=BATCH)
     after = After.nothing()
     for tenant, session_id in sessions:
-        async with services.db.transaction() as conn:
+        async with services.db.transaction(tenant) as conn:
             await release_next(conn, tenant, session_id, now=services.db.now(), after=after)
     await carry_out(services, after)
     return len(after.wake)
@@ -210,7 +210,7 @@ async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str, stood_sti
 
 async def _out_of_limbo(services: Services, run: Run) -> bool:
     """A worker died between arq's mark and our claim: that job id is blocked, so a new token and a new id."""
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(run.tenant) as conn:
         current = await runs.lock_any(conn, run.id)
         if current is None or current.fencing_token != run.fencing_token or current.leased:
             return False

@@ -4,6 +4,7 @@ from service import metrics
 from service.commands.context import Services
 from service.domain.run import RunStatus
 from service.errors import Unavailable
+from service.store.database import EVERY
 from service.store.figures import Figures, figures
 
 _WATCHED = [status for status in RunStatus if status not in (RunStatus.COMPLETED, RunStatus.CANCELLED)]
@@ -14,7 +15,7 @@ async def exposition(services: Services) -> bytes:
     and `hitl_dependency_up` says so."""
     metrics.UP.labels("redis").set(await services.queue.ping())
     try:
-        async with services.db.connection() as conn:
+        async with services.db.connection(EVERY) as conn:
             _set(await figures(conn))
         metrics.UP.labels("postgres").set(1)
     except Unavailable:

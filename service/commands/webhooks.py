@@ -12,13 +12,13 @@ from service.domain.ids import uuid7
 from service.domain.standard_webhooks import PREFIX
 from service.errors import Conflict, NotFound
 from service.store import deliveries, webhook_secrets
-from service.store.database import Conn
+from service.store.database import EVERY, Conn
 
 
 async def secret(services: Services, tenant: str, *, rotate: bool = False) -> str:
     """The tenant's current secret, made when it is first asked for. With `rotate` a new one; the one before it signs
     beside it for a day. Raises `Conflict`."""
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(tenant) as conn:
         if rotate:
             await webhook_secrets.retire(conn, tenant, after=ROTATION)
             await _make(conn, services, tenant)
@@ -56,7 +56,7 @@ async def _make(conn: Conn, services: Services, tenant: str) -> None:
 
 async def redeliver(services: Services, message_id: UUID, tenant: str | None = None) -> None:
     """Send a webhook again, under the same id, with all its tries. Raises `NotFound`."""
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(EVERY if tenant is None else tenant) as conn:
         if not await deliveries.again(conn, message_id, tenant):
             raise NotFound("no such webhook")
     await services.notifier.notify(deliver=True)

@@ -22,23 +22,23 @@ async def withdraw(services: Services, approval_id: UUID, principal: Principal, 
     if not found.is_open and found.status is not ApprovalStatus.CANCELLED:
         raise AlreadyDecided("somebody decided first", extra={"approval": found})
     if found.run_id is None:
-        return await _close(services, approval_id)
+        return await _close(services, approval_id, principal)
     await cancel_run(services, found.run_id, principal, reason=reason)
     return await _get(services, approval_id, principal)
 
 
 async def _get(services: Services, approval_id: UUID, principal: Principal) -> Approval:
-    async with services.db.connection() as conn:
+    async with services.db.connection(principal.tenant) as conn:
         found = await approvals.get(conn, principal.tenant, approval_id)
     if found is None:
         raise NotFound("no such approval")
     return found
 
 
-async def _close(services: Services, approval_id: UUID) -> Approval:
+async def _close(services: Services, approval_id: UUID, principal: Principal) -> Approval:
     """End a question that belongs to no run, unless somebody was first."""
     after = After.nothing()
-    async with services.db.transaction() as conn:
+    async with services.db.transaction(principal.tenant) as conn:
         current = await approvals.lock(conn, approval_id)
         assert current is not None
         if current.status is ApprovalStatus.CANCELLED:

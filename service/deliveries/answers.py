@@ -14,6 +14,7 @@ from service.domain.principal import Principal
 from service.errors import HitlError, NotFound
 from service.logs import get_logger
 from service.store import approvals
+from service.store.database import EVERY
 
 SUBJECT: Final = "relay"
 RESPONSE: Final = "hitl_approval_response"
@@ -74,7 +75,7 @@ async def _decide(services: Services, response: Response) -> str:
     approval_id: UUID | None = parse_id(response.approval_id)
     if approval_id is None:
         raise NotFound("no such approval")
-    async with services.db.connection() as conn:
+    async with services.db.connection(EVERY) as conn:
         found = await approvals.find(conn, approval_id)
     if found is None:
         raise NotFound("no such approval")

@@ -76,7 +76,7 @@ class Outbound:
 
     async def _deliver(self, line: Line, carry: Callable[[Sequence[bytes]], Awaitable[tuple[int, str | None]]]) -> None:
         """`carry` sends envelopes in order; how many were acknowledged, and a code when it was not all of them."""
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(line.tenant) as conn:
             if not await deliveries.lock(conn, line):
                 return
             messages = await deliveries.first(conn, line, limit=BATCH)
@@ -86,7 +86,7 @@ class Outbound:
 
     async def _settle(self, line: Line, messages: Sequence[Message], taken: int, error: str | None) -> None:
         wait = 0.0
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(line.tenant) as conn:
             if not await deliveries.lock(conn, line):
                 return
             if taken:

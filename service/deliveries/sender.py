@@ -16,6 +16,7 @@ from service.domain.ids import uuid7
 from service.errors import Unavailable
 from service.logs import get_logger
 from service.store import deliveries
+from service.store.database import EVERY
 from service.store.deliveries import Line
 
 MARGIN_S: Final = 5.0
@@ -83,7 +84,7 @@ class Sender:
                     group.create_task(self._send(line))
                     started += 1
             if surplus:  # one target must not take what others wait for
-                async with self._services.db.connection() as conn:
+                async with self._services.db.connection(EVERY) as conn:
                     await deliveries.release(conn, surplus)
             if len(found) < free:
                 break
@@ -91,7 +92,7 @@ class Sender:
 
     async def _claim(self, free: int) -> list[Line]:
         busy = [target for target, count in self._active.items() if count >= self._channel.per_target]
-        async with self._services.db.connection() as conn:
+        async with self._services.db.connection(EVERY) as conn:
             return await deliveries.claim(
                 conn, self._channel.kind, busy=busy, lease_id=uuid7(), lease_s=self._channel.lease_s, limit=free
             )
@@ -115,7 +116,7 @@ class Sender:
 
     async def _release(self, line: Line) -> None:
         try:
-            async with asyncio.timeout(RELEASE_TIMEOUT_S), self._services.db.connection() as conn:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S), self._services.db.connection(EVERY) as conn:
                 await deliveries.release(conn, [line])
         except (Unavailable, TimeoutError):
             return  # it runs out

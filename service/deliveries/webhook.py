@@ -64,7 +64,7 @@ class Webhooks:
 
     async def _take(self, line: Line) -> tuple[Message, str, bytes, list[str]] | None:
         """What is first in the line, with the body that every try of it sends; None when there is nothing to send."""
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(line.tenant) as conn:
             if not await deliveries.lock(conn, line):
                 return None
             found = await deliveries.first(conn, line, limit=1)
@@ -110,7 +110,7 @@ class Webhooks:
     async def _settle(self, line: Line, message: Message, error: str | None, took_ms: int) -> None:
         wait: timedelta | None = timedelta(0)
         tries = message.tries + 1
-        async with self._services.db.transaction() as conn:
+        async with self._services.db.transaction(line.tenant) as conn:
             if not await deliveries.lock(conn, line):
                 return
             if error is None:

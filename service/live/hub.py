@@ -21,7 +21,7 @@ from service.live.reader import Ended, Item, Reader, Topic
 from service.logs import get_logger
 from service.notifier import SLOW_POLL_S, Notifier
 from service.store import approvals, events, frames, keys
-from service.store.database import Database
+from service.store.database import EVERY, Database
 from service.store.events import News
 
 CHUNK: Final = 100
@@ -80,10 +80,10 @@ class Hub:
         self._followers.setdefault(topic, set()).add(reader)
         async with self._starting:
             if self._seen is None:
-                async with self._db.connection() as conn:
+                async with self._db.connection(EVERY) as conn:
                     self._seen = await events.snapshot(conn)
         self._followed.set()
-        async with self._db.connection() as conn:  # later than what the hub has seen, so nothing lies between
+        async with self._db.connection(EVERY) as conn:  # later than what the hub has seen, so nothing lies between
             return await events.snapshot(conn)
 
     def leave(self, reader: Reader, topic: Topic) -> None:
@@ -120,7 +120,7 @@ class Hub:
         since = self._seen
         if since is None:
             return
-        async with self._db.connection() as conn:
+        async with self._db.connection(EVERY) as conn:
             until, found = await events.news(conn, since)
         if self._seen is not since:  # all left meanwhile, and others may have come: this is not theirs
             return
@@ -147,7 +147,7 @@ class Hub:
         shows = any(reader.frames for found in wanted for reader in self._readers_of(_topics(found.news)))
         run_places = [(f.news.run_id, f.news.seq) for f in wanted if f.news.run_id is not None]
         questions = [f.news.approval_id for f in wanted if f.news.approval_id is not None]
-        async with self._db.connection() as conn:
+        async with self._db.connection(EVERY) as conn:
             told = await events.some(conn, run_places)
             shown = await frames.of_events(conn, told) if shows else [None] * len(told)
             asked = {a.id: a for a in await approvals.some(conn, questions)} if questions else {}
@@ -174,7 +174,7 @@ class Hub:
             if not used:
                 continue
             try:
-                async with self._db.connection() as conn:
+                async with self._db.connection(EVERY) as conn:
                     valid = await keys.valid(conn, list(used))
             except Unavailable:
                 continue

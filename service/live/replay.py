@@ -38,7 +38,7 @@ def replay(db: Database, wanted: Subscription, *, shows: bool = True) -> AsyncIt
             case "session" | "user":
                 return await events.of_line(conn, line(topic), after, wanted.start, beyond=beyond, limit=PAGE)
 
-    return _pages(db, read, START, shows=shows)
+    return _pages(db, topic.tenant, read, START, shows=shows)
 
 
 def missed(db: Database, topic: Topic, since: Snapshot, until: Snapshot, beyond: Place = START) -> AsyncIterator[Told]:
@@ -47,7 +47,7 @@ def missed(db: Database, topic: Topic, since: Snapshot, until: Snapshot, beyond:
     async def read(conn: Conn, place: Place) -> list[Event]:
         return await events.of_line_since(conn, line(topic), since, until, beyond=place, limit=PAGE)
 
-    return _pages(db, read, beyond, shows=False)
+    return _pages(db, topic.tenant, read, beyond, shows=False)
 
 
 def line(topic: Topic) -> Line:
@@ -56,10 +56,10 @@ def line(topic: Topic) -> Line:
     return Line(topic.tenant, user_id=topic.name)
 
 
-async def _pages(db: Database, read: Read, beyond: Place, *, shows: bool) -> AsyncIterator[Told]:
+async def _pages(db: Database, tenant: str, read: Read, beyond: Place, *, shows: bool) -> AsyncIterator[Told]:
     while True:
         try:
-            async with db.connection() as conn:
+            async with db.connection(tenant) as conn:
                 page = await read(conn, beyond)
                 shown = await frames.of_events(conn, page) if shows else [None] * len(page)
         except Unavailable:  # Postgres comes back, and the place is still known

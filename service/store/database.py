@@ -14,6 +14,10 @@ from asyncpg.pool import PoolConnectionProxy
 
 from service import metrics
 from service.errors import Unavailable
+from service.store import wall
+from service.store.wall import EVERY, Scope, Sight
+
+__all__ = ["EVERY", "Conn", "Database", "Outbox", "Scope", "answering", "outbox", "server_facts"]
 
 # in quotes: asyncpg's classes are generic for the type checker only
 Conn: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -42,7 +46,21 @@ class Outbox:
 
 
 class _Connection(asyncpg.Connection):
+    """One that costs no journey to say whose rows it sees: that goes along with BEGIN, and a session keeps it."""
+
     outbox: Outbox
+    sight: Sight
+    role: str | None
+
+    def get_reset_query(self) -> str:
+        """Nothing is to be undone at release: a transaction's settings end with it (asyncpg rolls back an open one),
+        and what the session sees is known."""
+        return ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if self.sight.with_begin and query.startswith("BEGIN") and not args:
+            query, self.sight.with_begin = f"{query} {self.sight.with_begin}", ""
+        return await super().execute(query, *args, timeout=timeout)
 
     def get_reset_query(self) -> str:
         """Nothing: no query of ours leaves anything in the session, and a round trip at each release is not free."""
@@ -56,8 +74,11 @@ def outbox(conn: Conn) -> Outbox:
 
 
 class Database:
-    """One pool a process. `pooler` turns off what a transaction pooler cannot carry; with `relays` every event is
-    also a message to the relay."""
+    """One pool a process. `pooler` does without what a transaction pooler cannot carry; with `relays` every event is
+    also a message to the relay.
+
+    Whoever asks for a connection says whose rows it is to see (`service.store.wall`): a door its caller's tenant.
+    """
 
     def __init__(
         self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False
@@ -105,24 +126,27 @@ class Database:
                 pool.terminate()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Conn]:
-        """A connection for reading. Raises `Unavailable` when Postgres is away."""
-        if self._pool is None:
-            await self.open()
-        assert self._pool is not None
-        with answering():
-            started = time.monotonic()
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-                metrics.POOL_WAIT.observe(time.monotonic() - started)
+    async def connection(self, scope: Scope) -> AsyncIterator[Conn]:
+        """A connection for reading. Raises `Unavailable` when Postgres is away.
+
+        Behind a pooler it is a transaction: what is set would not hold any longer, and two statements might reach
+        two servers.
+        """
+        async with self._acquired() as conn:
+            if self._pooler:
+                async with self._begun(conn, scope):
+                    yield conn
+            else:
+                await _see(conn, scope)
                 yield conn
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Conn]:
+    async def transaction(self, scope: Scope) -> AsyncIterator[Conn]:
         """A transaction: committed at the end, rolled back by any exception."""
-        async with self.connection() as conn:
+        async with self._acquired() as conn:
             box = outbox(conn)
             box.filled = False
-            async with conn.transaction():
+            async with self._begun(conn, scope):
                 yield conn
             self._filled = self._filled or box.filled
 
@@ -132,9 +156,9 @@ class Database:
         return filled
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Conn]:
+    async def reading(self, scope: Scope) -> AsyncIterator[Conn]:
         """A transaction that sees one moment and can change nothing."""
-        async with self.connection() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+        async with self._acquired() as conn, self._begun(conn, scope, isolation="repeatable_read", readonly=True):
             yield conn
 
     @asynccontextmanager
@@ -148,9 +172,33 @@ class Database:
             raise Unavailable from error
         try:
             with answering():
+                await wall.take_role(conn, lasting=True)
+                await conn.execute(wall.lasting(EVERY))
                 yield conn
         finally:
             conn.terminate()
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Conn]:
+        if self._pool is None:
+            await self.open()
+        assert self._pool is not None
+        with answering():
+            started = time.monotonic()
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+                metrics.POOL_WAIT.observe(time.monotonic() - started)
+                yield conn
+
+    @asynccontextmanager
+    async def _begun(self, conn: Conn, scope: Scope, **kind: Any) -> AsyncIterator[None]:
+        """A transaction that sees this. The words go along with BEGIN, so they cost no journey."""
+        sight = _sight(conn)
+        if self._pooler:
+            sight.with_begin = wall.local(scope, _role(conn))
+        elif sight.seen != scope:
+            sight.with_begin = wall.local(scope)
+        async with conn.transaction(**kind):
+            yield
 
     async def read_clock(self, conn: Conn) -> None:
         """Measure Postgres's clock again. Without half the round trip added: behind by that much and never
@@ -160,6 +208,8 @@ class Database:
     async def _init(self, conn: Conn) -> None:
         assert isinstance(conn, _Connection)
         conn.outbox = Outbox(self._relays)
+        conn.sight = Sight()
+        conn.role = await wall.take_role(conn, lasting=not self._pooler)
         for kind in ("json", "jsonb"):
             mark = b"\x01" if kind == "jsonb" else b""
             await conn.set_type_codec(
@@ -171,6 +221,25 @@ class Database:
             )
         await conn.fetchval("select clock_timestamp()")  # so that the next time is one journey, not two
         await self.read_clock(conn)
+
+
+def _sight(conn: Conn) -> Sight:
+    found: Sight = conn.sight  # type: ignore[union-attr]  # the pool's proxy hands on what `_Connection` has
+    return found
+
+
+def _role(conn: Conn) -> str | None:
+    found: str | None = conn.role  # type: ignore[union-attr]  # likewise
+    return found
+
+
+async def _see(conn: Conn, scope: Scope) -> None:
+    """Let the session see this, if it does not already."""
+    sight = _sight(conn)
+    if sight.seen != scope:
+        sight.seen = None  # until it is answered
+        await conn.execute(wall.lasting(scope))
+        sight.seen = scope
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from typing import Final
 
 import asyncpg
 
+from service.store import wall
 from service.store.database import Conn
 
 LOCK_KEY: Final = 0x4849544C
 LOCK_POLL_S: Final = 0.2
 _NAME: Final = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
+_CREATES: Final = re.compile(r"^create table (?:if not exists )?(\w+)", re.MULTILINE | re.IGNORECASE)
 _TABLE: Final = """
 create table if not exists schema_migrations (
     version text primary key, name text not null, checksum text not null, applied_at timestamptz not null default now()
@@ -43,6 +45,11 @@ def migrations() -> list[Migration]:
     return [Migration(path.name[:4], path.name, path.read_text()) for path in files]
 
 
+def tables() -> list[str]:
+    """Every table that the files create, and the one that lists them; the database may hold others' beside them."""
+    return ["schema_migrations", *(name for migration in migrations() for name in _CREATES.findall(migration.sql))]
+
+
 async def migrate(url: str) -> list[str]:
     """Apply what is missing; returns the names of the applied files. Raises `MigrationError`.
 
@@ -58,6 +65,7 @@ async def migrate(url: str) -> list[str]:
         have = {row["version"]: row["checksum"] for row in rows}
         applied = [name for migration in migrations() if (name := await _apply(conn, migration, have))]
         await _settle_restored(conn)
+        await wall.put_up(conn, tables())
         return applied
     finally:
         await conn.close()  # frees the lock

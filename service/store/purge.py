@@ -72,36 +72,21 @@ async def locations(conn: Conn, tenant: str, run_ids: Sequence[UUID]) -> list[st
     return [row["location"] for row in rows]
 
 
-async def remove(conn: Conn, run_ids: Sequence[UUID]) -> int:
-    """Delete the runs that are still final: one that was resumed meanwhile stays."""
-    gone = await conn.fetchval(
-        """
-        with gone as (
-            delete from runs where id = any (array(
-                select id from runs where id = any($1) and status in ('completed', 'failed', 'cancelled')
-                for update skip locked)) returning 1)
-        select count(*) from gone
-        """,
-        run_ids,
+async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> int:
+    """Delete those of the runs that are still final: one that was resumed meanwhile stays. Of each is left a row of
+    `tombstones`. The service may not delete; the database's own function does (migration 0010)."""
+    gone: int = await conn.fetchval(
+        "select hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
     )
-    return int(gone)
+    return gone
 
 
 async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
-    """Delete decided questions that belong to no run."""
-    gone = await conn.fetchval(
-        """
-        with gone as (
-            delete from approvals where id = any (array(
-                select id from approvals where tenant = $1 and run_id is null and decided_at < now() - $2::interval
-                order by decided_at limit $3 for update skip locked)) returning 1)
-        select count(*) from gone
-        """,
-        kept.tenant,
-        timedelta(days=kept.days),
-        limit,
+    """Delete decided questions that belong to no run, likewise."""
+    gone: int = await conn.fetchval(
+        "select hitl_purge_questions($1, $2, $3)", kept.tenant, timedelta(days=kept.days), limit
     )
-    return int(gone)
+    return gone
 
 
 async def remove_old_answers(conn: Conn) -> None:

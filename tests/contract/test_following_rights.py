@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 from service.commands.keys import revoke_key
 from service.runtime import open_runtime
 from service.settings import Settings
+from service.store.database import EVERY
 from tests.conftest import DEADLINE_S, Stack, at, echo, run_body, settled, start, web
 from tests.contract.test_conventions import Secured
 from tests.following import blocks, socket, stream, told
@@ -79,10 +80,10 @@ async def test_a_ticket_of_a_revoked_key_or_from_before_its_time_opens_nothing(l
     key_id, key = await locked.key("reviewer")
     client = await locked.bearing(key)
     old, orphan = [(await client.post("/hitl/ws/ticket")).json()["ticket"] for _ in range(2)]
-    async with locked.services.db.transaction() as conn:
+    async with locked.services.db.transaction(EVERY) as conn:
         await conn.execute("update ws_tickets set expires_at = now() where key_id = $1", key_id)
     assert await refused(locked.url, "hitl.v1", f"hitl.ticket.{old}") == 401
-    async with locked.services.db.transaction() as conn:
+    async with locked.services.db.transaction(EVERY) as conn:
         await conn.execute("update ws_tickets set expires_at = now() + interval '1 min' where key_id = $1", key_id)
     await revoke_key(locked.services.db, key_id)
     assert await refused(locked.url, "hitl.v1", f"hitl.ticket.{orphan}") == 401
@@ -91,7 +92,7 @@ async def test_a_ticket_of_a_revoked_key_or_from_before_its_time_opens_nothing(l
 async def test_tickets_are_kept_as_hashes_only(locked: Secured) -> None:
     client = await locked.client("reviewer")
     ticket = (await client.post("/hitl/ws/ticket")).json()["ticket"]
-    async with locked.services.db.connection() as conn:
+    async with locked.services.db.connection(EVERY) as conn:
         rows = await conn.fetch("select ws_tickets::text as row from ws_tickets")
 
     assert rows
@@ -174,7 +175,7 @@ async def test_what_is_open_ends_when_the_key_is_over(locked: Secured) -> None:
     key_id, key = await locked.key("reviewer", expires_in_s=3600)
     async with socket(locked.url, **bearing(key)) as live:
         await live.ask("ping")
-        async with locked.services.db.transaction() as conn:
+        async with locked.services.db.transaction(EVERY) as conn:
             await conn.execute("update api_keys set expires_at = now() where id = $1", key_id)
         assert await live.ended() == 1008
 

@@ -14,6 +14,7 @@ import pytest
 
 from service.commands.keys import revoke_key
 from service.domain.keyring import Keyring
+from service.store.database import EVERY
 from tests.conftest import WEB, Stack, at, decide, echo, free_port, process, run_body, settled, start, until_ready
 from tests.contract.conftest import Secured
 
@@ -79,7 +80,7 @@ class Case:
         return found
 
     async def sql(self, statement: str, *args: Any) -> Any:
-        async with self.secured.services.db.connection() as conn:
+        async with self.secured.services.db.connection(EVERY) as conn:
             return await conn.fetchval(statement, UUID(self.approval_id), *args)
 
 

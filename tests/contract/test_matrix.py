@@ -27,6 +27,7 @@ from service.embedded import Servers
 from service.filestore import FolderStore
 from service.runtime import Runtime
 from service.store import approvals, files
+from service.store.database import EVERY
 from tests.acting import worker
 from tests.conftest import base_env, echo, own_runtime, run_body, web
 
@@ -157,7 +158,7 @@ class World:
         run_input = {"prompt": "a red fox", "agent_tool_config": echo()}
         run_id = (await start_run(services, StartRun(run_input, config, session_id=session), sue)).run_id
         await worker(self.runtime).advance(run_id)
-        async with services.db.connection() as conn:
+        async with services.db.connection(EVERY) as conn:
             approval = (await approvals.open_of_run(conn, run_id))[0]
         ids = {
             "run_id": str(run_id),
@@ -188,13 +189,13 @@ class World:
             file_id, MINE, run_id, "a.png", "image/png", len(content), sha256(content).hexdigest(), location,
             self.runtime.services.db.now(),
         )  # fmt: skip
-        async with self.runtime.services.db.transaction() as conn:
+        async with self.runtime.services.db.transaction(EVERY) as conn:
             await files.insert(conn, [stored])
         return str(file_id)
 
     async def versions(self, ids: Mapping[str, str]) -> Any:
         """What changes with every change of the run or its approval."""
-        async with self.runtime.services.db.connection() as conn:
+        async with self.runtime.services.db.connection(EVERY) as conn:
             return await conn.fetchrow(
                 "select r.version, a.version, a.status from runs r join approvals a on a.run_id = r.id where r.id = $1",
                 UUID(ids["run_id"]),
@@ -212,7 +213,7 @@ async def keys(runtime: Runtime) -> dict[str, str | None]:
 
     async def over() -> str:
         key_id, secret = await key("admin", "old", "legal")
-        async with services.db.connection() as conn:
+        async with services.db.connection(EVERY) as conn:
             await conn.execute("update api_keys set expires_at = now() where id = $1", key_id)
         return secret
 

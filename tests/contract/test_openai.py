@@ -42,6 +42,7 @@ from service.providers.protocol import Request
 from service.runtime import Runtime, open_runtime
 from service.standins.openai import Answers, ChatServer, Says, chat_server, error
 from service.store import approvals, events
+from service.store.database import EVERY
 from service.store.migrate import migrate
 from tests.acting import AUTO, begin, look, sql, story, within, worker
 from tests.conftest import (
@@ -558,7 +559,7 @@ async def again(runtime: Runtime, run_id: UUID) -> str:
 
 
 async def asked(runtime: Runtime, run_id: UUID) -> tuple[str, list[str], Mapping[str, Any]]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         (found,) = await approvals.open_of_run(conn, run_id)
     return found.checkpoint_type, list(found.reasons), found.context
 
@@ -590,7 +591,7 @@ async def test_a_run_tells_its_text_while_it_grows_and_ends_with_all_of_it(
 
     run_id, _ = await goes(chatting)
 
-    async with chatting.services.db.connection() as conn:
+    async with chatting.services.db.connection(EVERY) as conn:
         found = await events.after(conn, "default", run_id, 0, limit=100)
     texts = [event.data["text"] for event in found if event.type == "provider.progress"]
     assert texts[-1] == "A red fox."
@@ -711,7 +712,7 @@ async def test_an_edit_that_the_schema_refuses_is_not_taken(
 ) -> None:
     config = HitlConfig(policy="require_human", allowed_steps=["payload_review"])
     run_id, _ = await goes(chatting, openai({"prompt": "x"}), config)
-    async with chatting.services.db.connection() as conn:
+    async with chatting.services.db.connection(EVERY) as conn:
         (found,) = await approvals.open_of_run(conn, run_id)
 
     with pytest.raises(InvalidPayload) as caught:

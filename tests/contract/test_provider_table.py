@@ -29,6 +29,7 @@ from service.standins.replicate import TOKEN, Fault, Prediction, Replicate, thro
 from service.standins.replicate_models import Model
 from service.standins.replicate_server import replicate_standin
 from service.store import approvals, events
+from service.store.database import EVERY
 from tests.acting import begin, look, sql, worker
 from tests.conftest import DEV, Seen, echo, eventually, free_port, http_tool
 from tests.contract.endpoint import endpoint
@@ -579,7 +580,7 @@ async def make_due(runtime: Runtime, run_id: UUID) -> None:
 
 async def asked(runtime: Runtime, run_id: UUID) -> tuple[str | None, set[str]]:
     """What a human is asked, and the faulty fields that are shown."""
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         found = await approvals.open_of_run(conn, run_id)
     if not found:
         return None, set()
@@ -588,6 +589,6 @@ async def asked(runtime: Runtime, run_id: UUID) -> tuple[str | None, set[str]]:
 
 
 async def submitted(runtime: Runtime, bench: Bench, run_id: UUID) -> bool:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         told = {event.type for event in await events.after(conn, "default", run_id, 0, limit=100)}
     return "provider.submitted" in told and bench.calls != 0

@@ -1,0 +1,125 @@
+"""The second wall: the narrow role that connections take on, and the tenant whose rows they see (migration 0010).
+
+The first wall is that every query names its tenant. This one holds when a query forgets to.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+
+
+class Every(Enum):
+    """What works for all tenants by its job: worker, sweep, hub, operator, and whoever finds out who asks."""
+
+    TENANT = "*"
+
+
+EVERY: Final = Every.TENANT
+LOCK_TRIES: Final = 10
+LOCK_PAUSE_S: Final = 1.0
+Scope: TypeAlias = str | Every
+
+
+@dataclass(slots=True)
+class Sight:
+    """What a connection's session sees, and what goes along with its next BEGIN. `seen` None: not known."""
+
+    seen: Scope | None = None
+    with_begin: str = ""
+
+
+def local(scope: Scope, role: str | None = None) -> str:
+    """The statements that say for one transaction whose rows are seen, and which role it takes on."""
+    narrow = "" if role is None else 'set local role "' + role.replace('"', '""') + '"; '
+    return f"{narrow}set local hitl.tenant = {_literal(said(scope))};"
+
+
+def lasting(scope: Scope) -> str:
+    """The same for a whole session."""
+    return f"set hitl.tenant = {_literal(said(scope))}"
+
+
+def said(scope: Scope) -> str:
+    """The setting as the policies read it: a tenant may bear any name, also `*`."""
+    return "=" + scope if isinstance(scope, str) else scope.value
+
+
+def _literal(text: str) -> str:
+    """A name is what a user or a token says. In E'' backslashes mean the same whatever the server's settings; NUL
+    would end the message."""
+    if "\x00" in text:
+        raise ValueError("NUL")
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+async def take_role(conn: "asyncpg.Connection[asyncpg.Record]", *, lasting: bool) -> str | None:
+    """Take on the service's role, for the session or only to see whether it can be had. None: before the migration,
+    or where no administrator has made the role; the login's own rights then hold."""
+    try:
+        async with conn.transaction():
+            role: str | None = await conn.fetchval(
+                """
+                select set_config('role', rolname, $1) from pg_roles
+                where rolname = hitl_role() and pg_has_role(rolname, 'MEMBER')
+                """,
+                not lasting,
+            )
+    except (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError):
+        return None
+    return role
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What holds for a connection. `wide`: what of the record it could change; `blind`: whether rows of other tenants
+    are kept from it."""
+
+    role: str
+    wide: Sequence[str]
+    blind: bool
+
+
+async def rights(conn: Any) -> Rights:
+    """Of the role in force: for the doctor."""
+    row = await conn.fetchrow(
+        """
+        select current_user::text as role,
+               array(select p from unnest(array['update', 'delete', 'truncate']) as p
+                     where has_table_privilege(current_user, 'events', p)) as wide,
+               row_security_active('events') as blind
+        """
+    )
+    assert row is not None
+    return Rights(**row)
+
+
+async def put_up(conn: Any, tables: Sequence[str]) -> str | None:
+    """Give the role what it needs and every table its policy, as the tables' owner. Does only what is missing, one
+    table at a time, so that it never holds the locks of two. Returns what is in the way of the role, if anything."""
+    missing: str | None = await conn.fetchval("select hitl_role_ready()")
+    for table in tables:
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                await _put_up(conn, table)
+                break
+            except asyncpg.LockNotAvailableError:  # somebody reads long; others must not queue up behind us for ever
+                if not left:
+                    raise
+                await asyncio.sleep(LOCK_PAUSE_S)
+    return missing
+
+
+async def _put_up(conn: Any, table: str) -> None:
+    async with conn.transaction():
+        await conn.execute("set local lock_timeout = '2s'")
+        await conn.execute("select hitl_wall(found) from to_regclass($1) as found where found is not null", table)
+
+
+async def missing(conn: Any) -> str | None:
+    """What an administrator must do before the service can be narrow; None: nothing."""
+    role, login = await conn.fetchrow("select quote_ident(hitl_role()::text), quote_ident(session_user::text)")
+    return f"as an administrator: create role {role} nologin; grant {role} to {login}; then `hitl migrate` once more"
