@@ -33,6 +33,7 @@ from service.domain.call import (
 from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import EventType, Fact
 from service.domain.plan import Call, Pass, adoptable_until, looked_at
+from service.domain.record import content_sha256
 from service.domain.run import Run, RunStatus, woken
 from service.errors import LeaseLost
 from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken
@@ -321,7 +322,8 @@ def _told(run: Run, call: ProviderCall, took_ms: int) -> list[Fact]:
     actor = f"provider:{run.provider}"
     match call.status:
         case CallStatus.ANSWERED:
-            return [Fact(EventType.PROVIDER_COMPLETED, actor, {**data, "provider_ref": call.provider_ref})]
+            told = {"provider_ref": call.provider_ref, "response_sha256": content_sha256(call.raw)}
+            return [Fact(EventType.PROVIDER_COMPLETED, actor, {**data, **told})]
         case CallStatus.ACCEPTED | CallStatus.INTENT:
             return []
         case _:

@@ -30,6 +30,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "step.finished": "a step of a run is durable",
     "approval.requested": "a run or a program asks a human",
     "approval.delegated": "a reviewer handed an approval on",
+    "approval.view_not_noted": "that somebody opened an approval could not be written down: the class of the reason",
     "approval.decided": "a human, or silence, decided",
     "approval.expired": "an approval's time ran out",
     "provider.call": "one try of a provider call ended: outcome, duration_ms",

@@ -7,7 +7,7 @@ expiry are required; a header that says what must be understood (`crit`) is not.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from service.domain.claims import principal_of
-from service.domain.principal import Principal
+from service.domain.principal import Principal, Proof
 from service.errors import HitlError, IssuerUnavailable, Unauthenticated
 from service.logs import get_logger
 
@@ -90,7 +90,8 @@ class Issuer:
         if not isinstance(algorithm, str) or not isinstance(kid, str | None) or "crit" in header:
             raise Unauthenticated("the token's header is not one that is understood here")
         key = await self._key(kid, algorithm)
-        return principal_of(self._verified(token, key, algorithm), self._claims)
+        principal = principal_of(self._verified(token, key, algorithm), self._claims)
+        return replace(principal, shown=Proof("oidc", self._url))
 
     def _verified(self, token: str, key: Key, algorithm: str) -> Mapping[str, Any]:
         try:

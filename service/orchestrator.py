@@ -37,6 +37,7 @@ from service.domain.plan import (
 )
 from service.domain.policy import Checkpoint
 from service.domain.question import opened, prepared
+from service.domain.record import asked
 from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
 from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, passed_by, put_down
@@ -279,6 +280,7 @@ class HITLOrchestrator:
                 "checkpoint_type": question.checkpoint_type,
                 "reasons": list(question.reasons),
                 "payload_sha256": question.payload_sha256,
+                **asked(question, policy=held.docs.config.policy),
             }
             run = released(run, RunStatus.AWAITING_HUMAN, now=now)
             await runs.save(conn, run, [*facts, Fact(EventType.APPROVAL_REQUESTED, "system", data)], now=now)

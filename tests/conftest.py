@@ -171,7 +171,10 @@ async def new_database(servers: Servers, name: str) -> str:
 async def empty(quiet: Runtime) -> Runtime:
     """`quiet`, with nothing in it."""
     async with behind(quiet.services.db) as conn:
-        await conn.execute("delete from approvals; delete from runs; delete from idempotency_keys; delete from workers")
+        await conn.execute(
+            "delete from approvals; delete from runs; delete from idempotency_keys; delete from workers;"
+            "delete from anchors; delete from purged_runs; delete from approval_views"
+        )
     await quiet.redis.flushdb()
     return quiet
 

@@ -24,6 +24,7 @@ from service.api.reviewing import delegation_view
 from service.api.runs import idempotency
 from service.commands import approvals as commands
 from service.commands.approvals import Decided, Question
+from service.commands.seen import note_seen
 from service.domain.approval import Approval, Order
 from service.domain.ids import job_id, parse_id
 from service.domain.principal import Permission
@@ -67,7 +68,9 @@ async def get_approval(call: Call) -> Reply:
     async with call.services.db.connection(call.principal.tenant) as conn:
         handed_on = await delegations.of_approval(conn, approval_id)
     more = {"delegations": [delegation_view(d) for d in handed_on]} if handed_on else {}
-    return Reply({**approval_view(found), **more})
+    view = approval_view(found)
+    await note_seen(call.services, call.principal, [view], "http")
+    return Reply({**view, **more})
 
 
 async def decide_in_run(call: Call) -> Reply:

@@ -15,10 +15,11 @@ from service.api.models import Answer
 from service.api.operation import Call, Operation, Reply
 from service.commands.context import Services
 from service.commands.links import decide_by_link, make_link, open_link
+from service.commands.seen import note_seen
 from service.domain.approval import Action, Order
 from service.domain.policy import Name
 from service.domain.principal import Permission
-from service.domain.view import when
+from service.domain.view import approval_view, when
 from service.errors import (
     ApprovalClaimed,
     ApprovalExpired,
@@ -78,13 +79,17 @@ async def page(request: Request) -> Response:
     try:
         if request.method == "POST":
             return await _decide(request, services, token)
-        return await _show(services, token)
+        return await _show(services, token, opened=request.method == "GET")
     except HitlError as refusal:
         return _refused(refusal)
 
 
-async def _show(services: Services, token: str, *, problems: tuple[str, ...] = (), status: int = 200) -> Response:
+async def _show(
+    services: Services, token: str, *, problems: tuple[str, ...] = (), status: int = 200, opened: bool = False
+) -> Response:
     shown = await open_link(services, token)
+    if opened:
+        await note_seen(services, shown.reviewer, [approval_view(shown.approval)], "link")
     return _html(link_page.approval_page(shown, now=services.db.now(), problems=problems), status)
 
 

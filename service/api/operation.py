@@ -14,7 +14,7 @@ from service.api.models import NoQuery
 from service.commands import principals
 from service.commands.context import Services
 from service.domain.ids import parse_id
-from service.domain.principal import Permission, Principal, demand, reserved
+from service.domain.principal import Permission, Principal, Proof, demand, reserved
 from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
 
 DEV: Final = "dev"
@@ -107,7 +107,7 @@ def json_response(
 async def authenticate(request: HTTPConnection, services: Services, permission: Permission | None) -> Principal:
     """Who asks, if they may. With auth off it is `dev`, who may everything in the tenant `default`."""
     if not request.app.state.auth_required:
-        return Principal(_actor(request) or DEV, "default", "admin")
+        return Principal(_actor(request) or DEV, "default", "admin", shown=Proof("off"))
     if permission is None:
         return Principal("anonymous", "", "submitter")
     scheme, _, key = request.headers.get("authorization", "").partition(" ")

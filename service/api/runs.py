@@ -30,6 +30,7 @@ from service.api.operation import Call, Operation, Reply
 from service.api.views import job_view, run_view
 from service.commands import runs as commands
 from service.commands.runs import Idempotency, StartRun
+from service.commands.seen import note_seen
 from service.commands.views import run_views
 from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import wire
@@ -125,7 +126,9 @@ async def get_run(call: Call) -> Reply:
 
     if query.wait:
         await call.services.notifier.wait_until(run_id, look, done, timeout_s=query.wait)
-    return Reply(await _view(call, run_id))
+    view = await _view(call, run_id)
+    await note_seen(call.services, call.principal, view["pending_actions"], "http")
+    return Reply(view)
 
 
 async def pause_run(call: Call) -> Reply:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from service.api.operation import Call, Operation, Reply, authenticate
 from service.api.problems import on_refusal
 from service.commands import tickets
 from service.commands.context import Services
+from service.commands.seen import note_seen
 from service.domain.ids import parse_id
 from service.domain.principal import Permission, Principal
 from service.errors import ForeignOrigin, HitlError, InvalidJson, NotFound, TooManySubscriptions
@@ -230,6 +232,7 @@ class Connection:
                 await self._send_answers()
             while not self._joining and not self._replays and (item := reader.take()) is not None:
                 await self._send_text(item.frame_text)
+                await self._note(item.frame)
                 await self._send_answers()
             if self._replays and not self._joining:
                 reader.woken.set()
@@ -245,7 +248,13 @@ class Connection:
             if self._reader.subscriptions.get(wanted.topic) is not wanted:  # it was left, or begun anew
                 return
             await self._send_text(_text(shown))
+            await self._note(shown)
             await self._send_answers()
+
+    async def _note(self, shown: Mapping[str, Any] | None) -> None:
+        """An approval that was sent to somebody has been shown to them."""
+        if shown is not None and shown["type"] == "hitl_approval_request" and shown["data"] is not None:
+            await note_seen(self._services, self._principal, [shown["data"]], "websocket")
 
     async def _send_answers(self) -> None:
         while self._answers:

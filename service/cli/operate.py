@@ -19,7 +19,7 @@ from service.commands.keys import NewKey, create_key, revoke_key
 from service.commands.runs import cancel_run, resume_run
 from service.domain.approval import Action, Approval, ApprovalStatus, Order
 from service.domain.event import Event, wire
-from service.domain.principal import Principal, Role
+from service.domain.principal import Principal, Proof, Role
 from service.domain.run import Run, RunStatus
 from service.domain.view import approval_view
 from service.errors import HitlError, NotFound
@@ -343,7 +343,11 @@ def approvals_decide(
     async def work(runtime: Runtime) -> Decided:
         found = await _approval(runtime, approval_id, tenant)
         return await decide(
-            runtime.services, approval_id, order, Principal(subject, found.tenant, "admin"), channel="cli"
+            runtime.services,
+            approval_id,
+            order,
+            Principal(subject, found.tenant, "admin", shown=Proof("cli")),
+            channel="cli",
         )
 
     decided = operate(work).approval

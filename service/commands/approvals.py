@@ -1,5 +1,6 @@
 """Use cases of an approval: decide, ask. One decision wins; decision, timeout and cancel race for one row."""
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from service.domain.plan import Documents
 from service.domain.policy import ANYONE, Checkpoint, EscalateTo, OnTimeout, Reviewers
 from service.domain.principal import Permission, Principal, demand
 from service.domain.question import counted, redrawn, revised
+from service.domain.record import Recorded, recorded
 from service.domain.run import Run, Step, cancel, check_live, ms_between, woken
 from service.errors import (
     AmbiguousApproval,
@@ -28,7 +30,7 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, cancels, deliveries, events, idempotency, runs, timers
+from service.store import approvals, calls, cancels, deliveries, events, idempotency, runs, seen, timers
 from service.store.database import EVERY, Conn, outbox
 
 log = get_logger("commands.approvals")
@@ -106,7 +108,7 @@ async def decide(
             verdict = rules.judge(current, order, principal, now=services.db.now(), channel=channel)
         except Conflict as refusal:
             raise naming(refusal, current, run) from None
-        run = await _take(conn, services, verdict, run, after)
+        run = await _take(conn, services, verdict, run, after, before=current, by=principal)
     _log(verdict.approval, principal.subject, order.action, channel)
     await carry_out(services, after)
     return Decided(verdict.approval, run)
@@ -208,7 +210,7 @@ async def silence(conn: Conn, services: Services, current: Approval, run: Run | 
         await _escalate(conn, current, run, now, after)
         return current
     verdict = rules.silent_verdict(current, now=max(now, current.expires_at))
-    await _take(conn, services, verdict, run, after)
+    await _take(conn, services, verdict, run, after, before=current, by=None)
     return verdict.approval
 
 
@@ -224,19 +226,32 @@ async def say_again(conn: Conn, services: Services, current: Approval, run: Run 
     after.changed.append(current.id)
 
 
-async def _take(conn: Conn, services: Services, verdict: Verdict, run: Run | None, after: After) -> Run | None:
+async def _take(
+    conn: Conn,
+    services: Services,
+    verdict: Verdict,
+    run: Run | None,
+    after: After,
+    *,
+    before: Approval,
+    by: Principal | None,
+) -> Run | None:
     """Write the answer and what it does to the run: the whole decision is this one transaction."""
     docs = None
+    opened = await seen.first(conn, before.id, verdict.decision.actor)
+    record = recorded(
+        before, verdict.approval, verdict.decision, by, opened, nonce=secrets.token_hex(16), payload=verdict.payload
+    )
     if run is not None and verdict.approval.edited and rules.shows_payload(verdict.approval):
         docs = revised(await runs.documents(conn, run.id), verdict.approval.decisions)
         verdict = replace(verdict, approval=redrawn(verdict.approval, docs))
     approval = verdict.approval
     if approval.status is not ApprovalStatus.EXPIRED:
-        await approvals.add_decision(conn, approval, verdict.decision)
+        await approvals.add_decision(conn, approval, verdict.decision, record)
     await approvals.save(conn, approval)
     after.changed.append(approval.id)
     now = services.db.now()
-    fact = _fact(approval, verdict)
+    fact = _fact(approval, verdict, record)
     if run is None:
         await tell(conn, approval, fact.type, now)
         return None
@@ -351,12 +366,13 @@ async def locked_for(conn: Conn, principal: Principal, approval_id: UUID) -> tup
     return current, run
 
 
-def _fact(approval: Approval, verdict: Verdict) -> Fact:
+def _fact(approval: Approval, verdict: Verdict, record: Recorded) -> Fact:
     data = {
         "approval_id": str(approval.id),
         "checkpoint_type": approval.checkpoint_type,
         "status": approval.status,
         "payload_sha256": approval.payload_sha256,
+        **record.data(),
     }
     if approval.status is ApprovalStatus.EXPIRED:
         return Fact(EventType.APPROVAL_EXPIRED, verdict.decision.actor, data)

@@ -9,6 +9,7 @@ from service.commands.context import After, Services, carry_out, close_approval,
 from service.domain.call import Answered, CallStatus, Notice, Outcome, ProviderCall, ProviderFailed, noticed, settled
 from service.domain.event import EventType, Fact
 from service.domain.policy import Checkpoint
+from service.domain.record import content_sha256
 from service.domain.run import Run, RunStatus, ms_between, woken
 from service.errors import BadSignature
 from service.store import approvals, calls, cancels, runs
@@ -36,9 +37,10 @@ async def take_callback(services: Services, run_id: UUID, number: int, signature
         now = services.db.now()
         answered = settled(call, _outcome(body), now=now)
         await calls.save(conn, answered)
-        took = {"call": number, "ms": ms_between(call.started_at, now)}
+        took: dict[str, Any] = {"call": number, "ms": ms_between(call.started_at, now)}
         if answered.status is CallStatus.ANSWERED:
             await runs.set_answer(conn, run.id, output=answered.output, raw=answered.raw)
+            took |= {"response_sha256": content_sha256(answered.raw)}
             facts = [Fact(EventType.PROVIDER_COMPLETED, f"provider:{run.provider}", took)]
         else:
             await runs.set_answer(conn, run.id, output=None, raw=answered.raw)

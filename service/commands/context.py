@@ -9,6 +9,7 @@ from uuid import UUID
 
 import httpx2
 
+from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
 from service.domain.approval import Approval
@@ -43,6 +44,7 @@ class Services:
     client: httpx2.AsyncClient
     issuer: Issuer | None = None
     limits: Limits = field(default_factory=Limits)
+    noted: Recent = field(default_factory=Recent)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ is found under the current secret and the previous one, so that a change of the 
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,7 +14,7 @@ from service.commands.approvals import Decided, decide, naming
 from service.commands.context import Services
 from service.domain.approval import Approval, Order, check_open, may_decide
 from service.domain.link import Link, check_good, latest_end
-from service.domain.principal import Permission, Principal, demand, may, reserved
+from service.domain.principal import Permission, Principal, Proof, demand, may, reserved
 from service.errors import BadNonce, Conflict, Forbidden, Invalid, LinkUsed, NotFound, PayloadChanged
 from service.store import approvals, keys, links, runs
 from service.store.database import EVERY, Conn
@@ -24,11 +24,12 @@ NONCE: Final = "link-nonce"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a link shows. `nonce` proves that a form came from this page."""
+    """What a link shows, and to whom. `nonce` proves that a form came from this page."""
 
     link: Link
     approval: Approval
     nonce: str
+    reviewer: Principal
 
 
 async def make_link(
@@ -70,7 +71,7 @@ async def open_link(services: Services, token: str) -> Shown:
         check_good(link, now=services.db.now())
         if approval.is_open and approval.payload_sha256 != link.payload_sha256:
             raise PayloadChanged("the payload was changed since this link was made")
-    return Shown(link, approval, services.keyring.sign(NONCE, token))
+    return Shown(link, approval, services.keyring.sign(NONCE, token), reviewer)
 
 
 async def decide_by_link(services: Services, token: str, order: Order, *, nonce: str) -> Decided:
@@ -98,7 +99,8 @@ async def _known(conn: Conn, services: Services, token: str) -> tuple[Link, Appr
         raise NotFound("no such link")
     approval = await approvals.get(conn, link.tenant, link.approval_id)
     assert approval is not None
-    return link, approval, await _reviewer(conn, link.tenant, link.reviewer)
+    reviewer = await _reviewer(conn, link.tenant, link.reviewer)
+    return link, approval, replace(reviewer, shown=Proof("link", link.made_by))
 
 
 async def _reviewer(conn: Conn, tenant: str, subject: str) -> Principal:

@@ -10,7 +10,7 @@ from service.commands.approvals import decide
 from service.commands.context import Services
 from service.domain.approval import Order
 from service.domain.ids import parse_id
-from service.domain.principal import Principal
+from service.domain.principal import Principal, Proof
 from service.errors import HitlError, NotFound
 from service.logs import get_logger
 from service.store import approvals
@@ -79,7 +79,7 @@ async def _decide(services: Services, response: Response) -> str:
         found = await approvals.find(conn, approval_id)
     if found is None:
         raise NotFound("no such approval")
-    principal = Principal(response.actor or SUBJECT, found.tenant, "service")
+    principal = Principal(response.actor or SUBJECT, found.tenant, "service", shown=Proof("relay"))
     order = Order(response.action, response.edits, response.reason, response.payload_sha256)
     decided = await decide(services, approval_id, order, principal, channel="relay")
     return decided.approval.status.value

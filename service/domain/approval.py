@@ -59,6 +59,7 @@ class Decision:
     at: datetime
     channel: str
     payload_sha256: str | None = None
+    nonce: str | None = None  # what the event's hashes of reason and edits are salted with
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,14 @@ def may_decide(approval: Approval, principal: Principal) -> None:
         raise NotAReviewer("you are not one of the reviewers of this approval")
     if not rule.self_approval and principal.subject in {approval.submitter, approval.user_id}:
         raise SelfApproval("the submitter, or whom the run is for, may not decide about it")
+
+
+def may_be_decided_by(approval: Approval, principal: Principal) -> bool:
+    try:
+        may_decide(approval, principal)
+    except Forbidden:
+        return False
+    return True
 
 
 def may_retry(approval: Approval) -> bool:

@@ -10,6 +10,17 @@ from service.errors import Forbidden
 Role = Literal["submitter", "reviewer", "admin", "service"]
 
 
+AuthMethod = Literal["api_key", "oidc", "link", "relay", "cli", "off", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How somebody showed who they are. `credential`: the key's id, the token's issuer, who made the link."""
+
+    method: AuthMethod
+    credential: str | None = None
+
+
 class Permission(StrEnum):
     READ = "read"
     SUBMIT = "submit"
@@ -29,13 +40,20 @@ _MAY: Final[dict[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`key_id` is the key that was shown, if it was one: what stays open ends with it."""
+    """`key_id` is the key that was shown, if it was one: what stays open ends with it. `shown`: what else was."""
 
     subject: str
     tenant: str
     role: Role
     groups: tuple[str, ...] = ()
     key_id: UUID | None = None
+    shown: Proof | None = None
+
+    @property
+    def proof(self) -> Proof:
+        if self.shown is not None:
+            return self.shown
+        return Proof("api_key", str(self.key_id)) if self.key_id is not None else Proof("unknown")
 
 
 def demand(principal: Principal, permission: Permission) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 
 from service.domain.approval import Approval, ApprovalStatus, Decision
 from service.domain.policy import EscalateTo, Reviewers
+from service.domain.record import Recorded
 from service.store.database import Conn
 
 
@@ -28,7 +29,7 @@ async def with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[App
         return []
     found = await conn.fetch(
         """
-        select approval_id, actor, action, reason, edits, at, channel, payload_sha256 from decisions
+        select approval_id, actor, action, reason, edits, at, channel, payload_sha256, nonce from decisions
         where approval_id = any($1) order by approval_id, n
         """,
         [row["id"] for row in rows],
@@ -118,14 +119,17 @@ async def save(conn: Conn, a: Approval) -> None:
     )  # fmt: skip
 
 
-async def add_decision(conn: Conn, approval: Approval, decision: Decision) -> None:
+async def add_decision(conn: Conn, approval: Approval, decision: Decision, record: Recorded) -> None:
     await conn.execute(
         """
-        insert into decisions (approval_id, n, tenant, actor, action, reason, edits, payload_sha256, at, channel)
-        select $1, coalesce(max(n), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9 from decisions where approval_id = $1
+        insert into decisions (approval_id, n, tenant, actor, action, reason, edits, payload_sha256, at, channel,
+            role, authenticated_by, credential, first_seen_at, position, quorum, changes, nonce)
+        select $1, coalesce(max(n), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17
+        from decisions where approval_id = $1
         """,
         approval.id, approval.tenant, decision.actor, decision.action, decision.reason, decision.edits,
-        decision.payload_sha256, decision.at, decision.channel,
+        decision.payload_sha256, decision.at, decision.channel, record.role, record.authenticated_by,
+        record.credential, record.seen.by_them, record.position, record.quorum, list(record.changes), record.nonce,
     )  # fmt: skip
 
 

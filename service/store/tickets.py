@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from service.domain.principal import Principal
+from service.domain.principal import Principal, Proof
 from service.store.database import Conn
 
 
@@ -13,11 +13,11 @@ async def insert(conn: Conn, hashed: bytes, principal: Principal, *, lasts_s: fl
         with over as (
             delete from ws_tickets where hash = any (array(
                 select hash from ws_tickets where expires_at < now() limit 100 for update skip locked)))
-        insert into ws_tickets (hash, tenant, subject, role, groups, key_id, expires_at)
-        values ($1, $2, $3, $4, $5, $6, now() + $7)
+        insert into ws_tickets (hash, tenant, subject, role, groups, key_id, expires_at, authenticated_by, credential)
+        values ($1, $2, $3, $4, $5, $6, now() + $7, $8, $9)
         """,
         hashed, principal.tenant, principal.subject, principal.role, list(principal.groups), principal.key_id,
-        timedelta(seconds=lasts_s),
+        timedelta(seconds=lasts_s), principal.proof.method, principal.proof.credential,
     )  # fmt: skip
 
 
@@ -28,8 +28,11 @@ async def take(conn: Conn, hashed: bytes) -> Principal | None:
         delete from ws_tickets t where hash = $1 and expires_at > now()
            and (key_id is null or exists (select from api_keys k where k.id = t.key_id and k.revoked_at is null
                 and (k.expires_at is null or k.expires_at > now())))
-        returning subject, tenant, role, groups, key_id
+        returning subject, tenant, role, groups, key_id, authenticated_by, credential
         """,
         hashed,
     )
-    return Principal(row["subject"], row["tenant"], row["role"], tuple(row["groups"]), row["key_id"]) if row else None
+    if row is None:
+        return None
+    shown = Proof(row["authenticated_by"], row["credential"]) if row["authenticated_by"] else None
+    return Principal(row["subject"], row["tenant"], row["role"], tuple(row["groups"]), row["key_id"], shown)
