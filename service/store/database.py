@@ -62,10 +62,6 @@ class _Connection(asyncpg.Connection):
             query, self.sight.with_begin = f"{query} {self.sight.with_begin}", ""
         return await super().execute(query, *args, timeout=timeout)
 
-    def get_reset_query(self) -> str:
-        """Nothing: no query of ours leaves anything in the session, and a round trip at each release is not free."""
-        return ""
-
 
 def outbox(conn: Conn) -> Outbox:
     """That of the connection; outside the pool nobody sends."""
