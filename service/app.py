@@ -1,7 +1,6 @@
 """Floor 8: the web process. `uvicorn --factory service.app:create_app`."""
 
 import re
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,18 +9,18 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.api import asyncapi, openapi, problems
+from service.api import asyncapi, gate, openapi, problems
+from service.api.edges import Edges, HeaderLimits
 from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
@@ -36,8 +35,10 @@ log = logs.get_logger("web")
 
 _REQUEST_ID: Final = re.compile(r"^[\x21-\x7e]{1,128}$")
 _TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+GONE: Final = 499
 _CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    "; frame-ancestors 'none'"
 )
 
 
@@ -50,7 +51,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        _no_compression()
+        gate.mount()
         async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
             services = runtime.services
             hub = Hub(services.db, services.notifier)
@@ -70,18 +71,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Route("/docs", _docs),
             Mount("/docs/static", StaticFiles(directory=str(static))),
         ],
-        middleware=[Middleware(RequestContext, leaving=leaving)],
+        middleware=[
+            Middleware(Edges, public_url=given.public_url),
+            Middleware(RequestContext, leaving=leaving),
+            Middleware(HeaderLimits),
+        ],
         exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
         lifespan=lifespan,
     )
-
-
-def _no_compression() -> None:
-    """Compression costs each WebSocket 40 kB for as long as it idles. It is an option of the server, not of the app,
-    and uvicorn may have been started by hand: its signal handler leads to it."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(server, uvicorn.Server):
-        server.config.ws_per_message_deflate = False
 
 
 async def _openapi(request: Request) -> Response:
@@ -140,6 +137,8 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
             try:
                 await self._app(scope, receive, send_with_ids)
+            except ClientDisconnect:  # nobody is there any more who could be told anything
+                status = GONE
             except Exception as error:
                 log.error("http.error", error=type(error).__name__, route=state["route"])
                 if begun:  # a stream that broke: only a closed connection tells that it is not whole
@@ -163,9 +162,6 @@ def _ids(request: HTTPConnection) -> dict[str, str | None]:
 def _headers(ids: dict[str, str | None]) -> list[tuple[bytes, bytes]]:
     found = [
         (b"x-request-id", (ids["request_id"] or "").encode("ascii")),
-        (b"x-content-type-options", b"nosniff"),
-        (b"cache-control", b"no-store"),
-        (b"referrer-policy", b"no-referrer"),
     ]
     if ids["traceparent"]:
         found.append((b"traceparent", ids["traceparent"].encode("ascii")))

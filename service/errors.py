@@ -145,6 +145,20 @@ class TooLarge(HitlError):
     code, status, title = "body_too_large", 413, "The body is larger than 1 MiB"
 
 
+class BadRequest(HitlError):
+    """What was sent is no HTTP: there is no request that it could be an answer to."""
+
+    code, status, title = "bad_request", 400, "The request is not one"
+
+
+class RequestTimeout(HitlError):
+    code, status, title = "request_timeout", 408, "The request did not come in time"
+
+
+class HeadersTooLarge(HitlError):
+    code, status, title = "headers_too_large", 431, "The headers are too large, or too many"
+
+
 class RangeNotSatisfiable(HitlError):
     code, status, title = "range_not_satisfiable", 416, "The range lies outside of the file"
 

@@ -106,8 +106,16 @@ def library_config() -> dict[str, Any]:
         "handlers": {"structlog": {"class": "service.logs.LibraryHandler"}},
         "root": {"handlers": ["structlog"], "level": "WARNING"},
         # uvicorn's own lines show paths as they came, with the secrets of links and callbacks in them
-        "loggers": {"uvicorn.access": {"level": "WARNING"}},
+        "loggers": {
+            "uvicorn": {"level": "WARNING", "handlers": [], "propagate": True},
+            "uvicorn.error": {"level": "WARNING", "propagate": True},
+            "uvicorn.access": {"level": "WARNING"},
+        },
     }
+
+
+_NOT_SO: Final = frozenset({"ASGI callable returned without completing handshake."})
+"""What uvicorn says of every handshake that was refused with an answer, though nothing is wrong."""
 
 
 class LibraryHandler(logging.Handler):
@@ -116,8 +124,11 @@ class LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        if record.msg in _NOT_SO:
+            return
         log = get_logger(record.name)
-        log.log(record.levelno, "lib", template=str(record.msg)[:120], error=error)
+        first = str(record.msg).partition("\n")[0]  # what asyncio puts below it quotes exceptions
+        log.log(record.levelno, "lib", template=first[:120], error=error)
 
 
 ARQ_LOG_CONFIG: Final = library_config()  # for `arq … --custom-log-dict service.logs.ARQ_LOG_CONFIG`

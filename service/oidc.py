@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -90,8 +91,9 @@ class Issuer:
         if not isinstance(algorithm, str) or not isinstance(kid, str | None) or "crit" in header:
             raise Unauthenticated("the token's header is not one that is understood here")
         key = await self._key(kid, algorithm)
-        principal = principal_of(self._verified(token, key, algorithm), self._claims)
-        return replace(principal, shown=Proof("oidc", self._url))
+        claims = self._verified(token, key, algorithm)
+        principal = principal_of(claims, self._claims)
+        return replace(principal, shown=Proof("oidc", self._url), until=_end(claims))
 
     def _verified(self, token: str, key: Key, algorithm: str) -> Mapping[str, Any]:
         try:
@@ -175,6 +177,14 @@ class Issuer:
         if not isinstance(document, dict):
             raise _Fault("the provider's document is no object")
         return document
+
+
+def _end(claims: Mapping[str, Any]) -> datetime:
+    """When the token is over. The leeway is for the door: nothing stays open on it."""
+    try:
+        return datetime.fromtimestamp(int(claims["exp"]), UTC)
+    except (OverflowError, ValueError, OSError):  # beyond the years that there are
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _key_of(jwk: Any) -> Key | None:

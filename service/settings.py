@@ -5,7 +5,7 @@ import ipaddress
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -55,11 +55,16 @@ class Settings(BaseSettings):
     websocket_url: str | None = None
     websocket_api_key: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = None
     hitl_pg_pooler: Literal["transaction"] | None = None
-    openai_api_key: str | None = Field(default=None, repr=False)
+    openai_api_key: str | None = None
     openai_base_url: str = "https://api.openai.com/v1"
     hitl_metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Whoever prints the settings, in a traceback or a debugger, prints no secret."""
+        for name, value in super().__repr_args__():
+            yield name, "…" if value and (name or "").upper() in _SECRETS else value
 
     @field_validator("hitl_http_allow", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from service.domain.view import approval_view
 from service.errors import Unavailable
 from service.runtime import Runtime
 from service.store import approvals
+from service.store.database import EVERY
 from tests.acting import begin, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, Stack, at, client, echo, run_body, start
 from tests.conftest import decide as decide_over_http
@@ -33,13 +34,13 @@ __all__ = ["client"]
 async def asked(runtime: Runtime, config: HitlConfig = ASK_ALWAYS) -> Approval:
     run_id = await begin(runtime, echo({"prompt": "x", "num_outputs": 1}), config)
     assert await worker(runtime).advance(run_id) == "awaiting_human"
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         (found,) = await approvals.open_of_run(conn, run_id)
     return found
 
 
 async def told(runtime: Runtime, approval: Approval, kind: str = "approval.decided") -> list[Mapping[str, Any]]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         rows = await conn.fetch(
             "select data from events where run_id = $1 and type = $2 order by seq", approval.run_id, kind
         )
@@ -47,7 +48,7 @@ async def told(runtime: Runtime, approval: Approval, kind: str = "approval.decid
 
 
 async def views(runtime: Runtime, approval: Approval) -> dict[str, str]:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         rows = await conn.fetch("select subject, channel from approval_views where approval_id = $1", approval.id)
     return {row["subject"]: row["channel"] for row in rows}
 

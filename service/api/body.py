@@ -1,15 +1,17 @@
 """Reading a request body: limited before it is read, and only JSON that Postgres and RFC 8785 can carry."""
 
+import asyncio
 import json
 import math
 from typing import Any, Final
 
 from starlette.requests import Request
 
-from service.errors import InvalidJson, TooLarge, UnsupportedMediaType
+from service.errors import InvalidJson, RequestTimeout, TooLarge, UnsupportedMediaType
 
 MAX_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
+BODY_S: Final = 30.0
 MAX_INTEGER: Final = 2**53 - 1
 
 
@@ -57,10 +59,18 @@ def parse(raw: bytes) -> Any:
 
 
 async def read_bytes(request: Request) -> bytes:
-    """The body byte for byte. Raises `TooLarge`."""
+    """The body byte for byte. Raises `TooLarge`, `RequestTimeout`."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > MAX_BYTES:
         raise TooLarge("the body is larger than 1 MiB")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _read(request)
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not come within {BODY_S:g} seconds") from None
+
+
+async def _read(request: Request) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -23,12 +23,14 @@ _REASONS: Final = {
     401: "No or bad credentials",
     403: "Known, but not allowed",
     404: "Unknown, or of another tenant",
+    408: "The body did not come in time",
     409: "The state does not allow it",
     413: "The body is larger than 1 MiB",
     415: "The body is not application/json",
     416: "The range lies outside of the file",
     422: "The request is not valid",
     429: "Too many requests",
+    431: "The headers are too large, or too many",
     500: "A fault of ours",
     503: "Postgres is away",
 }
@@ -118,7 +120,7 @@ def _responses(op: Operation, refs: Any) -> dict[str, Any]:
     content = {kind: {"schema": refs[(op.answer, "serialization")]} for kind in op.media_types}
     answers: dict[str, Any] = {str(op.status): {"description": _REASONS[op.status], "content": content}}
     problem = {"application/problem+json": {"schema": refs[(Problem, "serialization")]}}
-    codes = set(op.problems) | {422, 500}
+    codes = set(op.problems) | {422, 431, 500}
     if op.path == "/readyz":
         answers["503"] = {"description": _REASONS[503], "content": content}
         codes.discard(503)
@@ -129,7 +131,7 @@ def _responses(op: Operation, refs: Any) -> dict[str, Any]:
     if op.permission is not None:
         codes |= {401, 403}
     if op.body is not None:
-        codes |= {413, 415}
+        codes |= {408, 413, 415}
     for code in sorted(codes):
         answers[str(code)] = {"description": _REASONS[code], "content": problem}
         if code in (429, 503):

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from service.api.operation import json_response
 from service.api.views import problem_extra
-from service.errors import HitlError, RangeNotSatisfiable, Unauthenticated
+from service.errors import HitlError, RangeNotSatisfiable, RequestTimeout, Unauthenticated
 
 PROBLEM_JSON = "application/problem+json"
 _CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
@@ -28,6 +28,8 @@ async def on_refusal(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="hitl"'
     return json_response(problem(error, request), error.status, headers, PROBLEM_JSON)

@@ -109,7 +109,7 @@ class Connection:
         self._services = services
         self._hub = hub
         self._principal = principal
-        self._reader = Reader(principal.tenant, key_id=principal.key_id)
+        self._reader = Reader(principal.tenant, key_id=principal.key_id, until=principal.until)
         self._answers: deque[str] = deque()
         self._replays: deque[Subscription] = deque()
         self._joining = 0

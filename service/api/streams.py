@@ -85,6 +85,8 @@ async def _run(
         if wanted is None:
             return
         async for event, _ in replay(db, wanted, shows=False):
+            if reader.ended is not None:
+                return
             last = event
             yield _run_event(event)
         while last is None or last.type not in TERMINAL:
@@ -104,9 +106,13 @@ async def _line(hub: Hub, db: Database, reader: Reader, topic: Topic, cursor: Cu
         if wanted is None:
             return
         async for event, _ in missed(db, topic, cursor.since, cursor.until, cursor.last):
+            if reader.ended is not None:
+                return
             yield _line_event(event, cursor)
         cursor = Cursor(cursor.until, wanted.start)
         async for event, _ in missed(db, topic, cursor.since, cursor.until):
+            if reader.ended is not None:
+                return
             yield _line_event(event, cursor)
         while (item := await reader.next()) is not None:
             if item.until != cursor.until:
@@ -178,7 +184,8 @@ def _hub(call: Call) -> Hub:
 
 
 def _reader(call: Call) -> Reader:
-    return Reader(call.principal.tenant, key_id=call.principal.key_id, frames=False)
+    who = call.principal
+    return Reader(who.tenant, key_id=who.key_id, until=who.until, frames=False)
 
 
 def _seq(request: Request, after: int) -> int:

@@ -25,7 +25,7 @@ async def note_seen(services: Services, who: Principal, shown: Sequence[Mapping[
     if not fresh:
         return
     try:
-        async with asyncio.timeout(NOTED_WITHIN_S), services.db.connection() as conn:
+        async with asyncio.timeout(NOTED_WITHIN_S), services.db.connection(who.tenant) as conn:
             found = await approvals.some(conn, fresh)
             theirs = [a.id for a in found if a.tenant == who.tenant and may_be_decided_by(a, who)]
             if theirs:

@@ -1,6 +1,8 @@
 """Use cases of tickets: a browser cannot send a header with its WebSocket handshake, so it shows a ticket once."""
 
 import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
 
@@ -13,10 +15,17 @@ TICKET_S: Final = 60
 
 
 async def issue(db: Database, principal: Principal) -> str:
-    """A ticket for one handshake as this principal, at any web process."""
+    """A ticket for one handshake as this principal, at any web process.
+
+    When the principal's token is over stands in the ticket itself, of which the hash is kept: it cannot be changed.
+    """
     ticket = secrets.token_urlsafe(32)
+    lasts_s: float = TICKET_S
+    if principal.until is not None:
+        ticket += f".{int(principal.until.timestamp())}"
+        lasts_s = min(lasts_s, (principal.until - db.now()).total_seconds())
     async with db.connection(principal.tenant) as conn:
-        await tickets.insert(conn, _hash(ticket), principal, lasts_s=TICKET_S)
+        await tickets.insert(conn, _hash(ticket), principal, lasts_s=lasts_s)
     return ticket
 
 
@@ -26,7 +35,8 @@ async def redeem(db: Database, ticket: str) -> Principal:
         principal = await tickets.take(conn, _hash(ticket))
     if principal is None:
         raise Unauthenticated("the ticket is unknown, used or too old")
-    return principal
+    _, dot, end = ticket.partition(".")
+    return replace(principal, until=datetime.fromtimestamp(int(end), UTC)) if dot else principal
 
 
 def _hash(ticket: str) -> bytes:

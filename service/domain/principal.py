@@ -1,6 +1,7 @@
 """Who is authenticated on a request, and what their role lets them do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, Literal
 from uuid import UUID
@@ -40,7 +41,8 @@ _MAY: Final[dict[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`key_id` is the key that was shown, if it was one: what stays open ends with it. `shown`: what else was."""
+    """`key_id` is the key that was shown, if it was one: what stays open ends with it. `shown`: what else was. `until`:
+    when what was shown is over by itself, where that is known without asking again."""
 
     subject: str
     tenant: str
@@ -48,6 +50,7 @@ class Principal:
     groups: tuple[str, ...] = ()
     key_id: UUID | None = None
     shown: Proof | None = None
+    until: datetime | None = field(default=None, compare=False)
 
     @property
     def proof(self) -> Proof:

@@ -56,7 +56,7 @@ class Hub:
     async def running(self) -> AsyncIterator[None]:
         """Follow as long as the body lasts."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._tail()), group.create_task(self._check_keys())]
+            tasks = [group.create_task(self._tail()), group.create_task(self._check_credentials())]
             try:
                 yield
             finally:
@@ -166,10 +166,14 @@ class Hub:
     def _readers_of(self, topics: Sequence[Topic]) -> set[Reader]:
         return {reader for topic in topics for reader in self._followers.get(topic, ())}
 
-    async def _check_keys(self) -> None:
-        """Let go whoever came with a key that is revoked or over: one query for all keys of the process."""
+    async def _check_credentials(self) -> None:
+        """Let go whoever came with a key that is revoked or over (one query for all keys of the process), or with a
+        token that is over."""
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
+            now = self._db.now()
+            for reader in [reader for reader in self._readers if reader.until is not None and reader.until <= now]:
+                reader.end(Ended.REVOKED)
             used = {reader.key_id for reader in self._readers if reader.key_id is not None}
             if not used:
                 continue

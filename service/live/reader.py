@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -84,9 +85,12 @@ class Subscription:
 class Reader:
     """The hub puts, the connection's sender takes."""
 
-    def __init__(self, tenant: str, *, key_id: UUID | None = None, frames: bool = True) -> None:
+    def __init__(
+        self, tenant: str, *, key_id: UUID | None = None, until: datetime | None = None, frames: bool = True
+    ) -> None:
         self.tenant = tenant
         self.key_id = key_id
+        self.until = until
         self.frames = frames
         self.woken = asyncio.Event()
         self.gone = asyncio.Event()

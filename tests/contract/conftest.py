@@ -14,6 +14,7 @@ from service.commands.keys import NewKey, create_key
 from service.runtime import open_runtime
 from service.settings import Settings
 from tests.conftest import Stack, web
+from tests.contract.everybody import world as world
 
 
 @dataclass

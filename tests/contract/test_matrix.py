@@ -3,39 +3,17 @@
 A route that is in no row fails here until somebody says who may use it.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID, uuid4
 
-import httpx2
 import pytest
-import pytest_asyncio
+from starlette.routing import Route
 
 from service.api.routes import TABLE, routes
-from service.commands.keys import NewKey, create_key, revoke_key
-from service.commands.links import make_link, open_link
-from service.commands.runs import StartRun, pause_run, start_run
-from service.domain.file import StoredFile, location_of
-from service.domain.ids import uuid7
-from service.domain.policy import HitlConfig
-from service.domain.principal import Principal
-from service.embedded import Servers
-from service.filestore import FolderStore
-from service.runtime import Runtime
-from service.store import approvals, files
-from service.store.database import EVERY
-from tests.acting import worker
-from tests.conftest import base_env, echo, own_runtime, run_body, web
-
-MINE, OTHER = "matrix-mine", "matrix-other"
-SUBMITTER, REVIEWER = "sue", "rob"
-EVERYBODY: Final = "none bad over revk  subm revw admn serv  nogr self  othr"
-"""No key, one that nobody made, an expired and a revoked one; each role, in the group that the approval asks; a
-reviewer without the group; who started the run, with the role `service`; the admin of another tenant."""
+from tests.conftest import echo, run_body
+from tests.contract.everybody import EVERYBODY, REVIEWER, World
 
 
 @dataclass(frozen=True)
@@ -51,13 +29,14 @@ class Row:
     names_it: bool = False  # the request's own body holds the id, so the answer may
 
 
-OPEN = "200 200 200 200  200 200 200 200  200 200  200"
-READS = "401 401 401 401  200 200 200 200  200 200  404"
-LISTS = "401 401 401 401  200 200 200 200  200 200  200"
-STARTS = "401 401 401 401  202 403 202 202  403 202  202"
-STEERS = "401 401 401 401  200 403 200 200  403 200  404"
-DECIDES = "401 401 401 401  403 200 200 200  403 403  404"
-MANAGES = "401 401 401 401  403 403 200 403  403 403  404"
+OPEN = "200 200 200 200  200 200 200 200  200 200  200  200 200"
+READS = "401 401 401 401  200 200 200 200  200 200  404  200 401"
+LISTS = "401 401 401 401  200 200 200 200  200 200  200  200 401"
+STARTS = "401 401 401 401  202 403 202 202  403 202  202  403 401"
+STEERS = "401 401 401 401  200 403 200 200  403 200  404  403 401"
+DECIDES = "401 401 401 401  403 200 200 200  403 403  404  200 401"
+FORGED = "401 401 401 401  401 401 401 401  401 401  401  401 401"
+MANAGES = "401 401 401 401  403 403 200 403  403 403  404  403 401"
 
 MATRIX: Final[Mapping[tuple[str, str], Row]] = {
     ("POST", "/hitl/run"): Row(STARTS, lambda _: run_body(echo())),
@@ -77,7 +56,7 @@ MATRIX: Final[Mapping[tuple[str, str], Row]] = {
     ("GET", "/hitl/approvals/pending"): Row(LISTS),
     ("GET", "/hitl/approvals/{approval_id}"): Row(READS),
     ("POST", "/hitl/approvals"): Row(
-        "401 401 401 401  403 403 201 201  403 201  201",
+        "401 401 401 401  403 403 201 201  403 201  201  403 401",
         lambda _: {"checkpoint_type": "deploy", "message": "May I?", "context": {}},
     ),
     ("POST", "/hitl/approvals/{approval_id}/decision"): Row(DECIDES, lambda _: {"action": "approve"}),
@@ -99,11 +78,11 @@ MATRIX: Final[Mapping[tuple[str, str], Row]] = {
     ("GET", "/hitl/providers"): Row(LISTS),
     ("GET", "/metrics"): Row(LISTS),
     ("GET", "/hitl/webhooks/secret"): Row(MANAGES.replace("404", "200")),
-    ("POST", "/hitl/webhooks/replicate/{run_id}"): Row(
-        "401 401 401 401  401 401 401 401  401 401  401", lambda _: {"id": "p1"}
-    ),
+    ("POST", "/hitl/webhooks/replicate/{run_id}"): Row(FORGED, lambda _: {"id": "p1"}),
     ("POST", "/hitl/webhooks/http/{run_id}"): Row(
-        "401 401 401 401  401 401 401 401  401 401  401", lambda _: {}, query={"call": "1", "signature": "forged"}
+        "401 401 401 401  401 401 401 401  401 401  401  401 401",
+        lambda _: {},
+        query={"call": "1", "signature": "forged"},
     ),
     ("GET", "/healthz"): Row(OPEN),
     ("GET", "/readyz"): Row(OPEN),
@@ -115,11 +94,12 @@ OF_THE_APP: Final = {("GET", "/openapi.json"), ("GET", "/asyncapi.json"), ("GET"
 
 
 def served() -> set[tuple[str, str]]:
-    """Every method and path over HTTP; sockets have a matrix of their own."""
+    """Every method and path over HTTP; frames have a matrix of their own, in test_matrix_frames.py."""
     pages = {
         (method, route.path)
         for route in routes()
-        for method in getattr(route, "methods", None) or ()
+        if isinstance(route, Route)
+        for method in route.methods or ()
         if method != "HEAD" and not any(op.path == route.path for op in TABLE)
     }
     return {(op.method, op.path) for op in TABLE} | pages | OF_THE_APP
@@ -133,129 +113,6 @@ def test_every_route_stands_in_the_matrix() -> None:
     assert {len(row.cells.split()) for row in MATRIX.values()} == {len(EVERYBODY.split())}
 
 
-@dataclass
-class World:
-    """A web process with a database of its own that no worker looks at, and everybody's clients."""
-
-    runtime: Runtime
-    clients: Mapping[str, httpx2.AsyncClient]
-    files: Path
-
-    async def ids(self, path: str, row: Row) -> dict[str, str]:
-        """A fresh run that waits for its reviewers, and whatever else the request speaks of."""
-        services = self.runtime.services
-        sue, config = (
-            Principal(SUBMITTER, MINE, "submitter"),
-            HitlConfig.model_validate(
-                {
-                    "policy": "require_human",
-                    "allowed_steps": ["payload_review"],
-                    "reviewers": {"groups": ["legal"], "allow_self_approval": False},
-                }
-            ),
-        )
-        session = f"s-{uuid4().hex[:8]}"
-        run_input = {"prompt": "a red fox", "agent_tool_config": echo()}
-        run_id = (await start_run(services, StartRun(run_input, config, session_id=session), sue)).run_id
-        await worker(self.runtime).advance(run_id)
-        async with services.db.connection(EVERY) as conn:
-            approval = (await approvals.open_of_run(conn, run_id))[0]
-        ids = {
-            "run_id": str(run_id),
-            "approval_id": str(approval.id),
-            "session_id": session,
-            "job_id": f"run:{run_id}:1",
-        }
-        if "{token}" in path:
-            admin = Principal("root", MINE, "admin")
-            url, _ = await make_link(services, approval.id, REVIEWER, admin, expires_in_s=None)
-            ids["token"] = url.rpartition("/")[2]
-            ids["nonce"] = (await open_link(services, ids["token"])).nonce
-        if "{file_id}" in path:
-            ids["file_id"] = await self.file(run_id)
-        if row.paused:
-            await pause_run(services, run_id, sue)
-        return ids
-
-    async def file(self, run_id: UUID) -> str:
-        file_id = uuid7()
-        content, location = b"a picture", location_of(file_id)
-
-        async def pieces() -> AsyncIterator[bytes]:
-            yield content
-
-        await FolderStore(self.files).put(location, pieces())
-        stored = StoredFile(
-            file_id, MINE, run_id, "a.png", "image/png", len(content), sha256(content).hexdigest(), location,
-            self.runtime.services.db.now(),
-        )  # fmt: skip
-        async with self.runtime.services.db.transaction(EVERY) as conn:
-            await files.insert(conn, [stored])
-        return str(file_id)
-
-    async def versions(self, ids: Mapping[str, str]) -> Any:
-        """What changes with every change of the run or its approval."""
-        async with self.runtime.services.db.connection(EVERY) as conn:
-            return await conn.fetchrow(
-                "select r.version, a.version, a.status from runs r join approvals a on a.run_id = r.id where r.id = $1",
-                UUID(ids["run_id"]),
-            )
-
-
-async def keys(runtime: Runtime) -> dict[str, str | None]:
-    """Everybody's key by their name in EVERYBODY."""
-    services = runtime.services
-
-    async def key(role: Any, subject: str, *groups: str, tenant: str = MINE) -> tuple[UUID, str]:
-        wanted = NewKey(f"{role}-{subject}", role, tenant, subject, groups)
-        made, secret = await create_key(services.db, services.keyring, wanted)
-        return made.id, secret
-
-    async def over() -> str:
-        key_id, secret = await key("admin", "old", "legal")
-        async with services.db.connection(EVERY) as conn:
-            await conn.execute("update api_keys set expires_at = now() where id = $1", key_id)
-        return secret
-
-    async def revoked() -> str:
-        key_id, secret = await key("admin", "gone", "legal")
-        await revoke_key(services.db, key_id)
-        return secret
-
-    return {
-        "none": None,
-        "bad": "hitl_" + "x" * 43,
-        "over": await over(),
-        "revk": await revoked(),
-        "subm": (await key("submitter", "sam", "legal"))[1],
-        "revw": (await key("reviewer", REVIEWER, "legal"))[1],
-        "admn": (await key("admin", "root", "legal"))[1],
-        "serv": (await key("service", "bot", "legal"))[1],
-        "nogr": (await key("reviewer", "nob", "ops"))[1],
-        "self": (await key("service", SUBMITTER, "legal"))[1],
-        "othr": (await key("admin", "root", "legal", tenant=OTHER))[1],
-    }
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("matrix")
-    async with AsyncExitStack() as opened:
-        runtime = await opened.enter_async_context(own_runtime(servers, "matrix", redis_db=9))
-        assert runtime.settings.database_url and runtime.settings.redis_url
-        env = base_env(
-            servers, HITL_AUTH="required", DATABASE_URL=runtime.settings.database_url,
-            REDIS_URL=runtime.settings.redis_url, HITL_FILES=str(folder / "files"),
-        )  # fmt: skip
-        url = opened.enter_context(web(env, folder))
-        clients = {}
-        for name, key in (await keys(runtime)).items():
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=70, trust_env=False)
-            clients[name] = await opened.enter_async_context(client)
-        yield World(runtime, clients, folder / "files")
-
-
 @pytest.mark.parametrize(("method", "path"), sorted(MATRIX), ids=" ".join)
 async def test_everybody_is_answered_as_the_matrix_says(world: World, method: str, path: str) -> None:
     row = MATRIX[method, path]
@@ -266,7 +123,7 @@ async def test_everybody_is_answered_as_the_matrix_says(world: World, method: st
 
 async def cell(world: World, name: str, method: str, path: str, row: Row) -> int:
     """The status that this one is answered. A refusal changes nothing and tells another tenant nothing."""
-    ids = await world.ids(path, row) if "{" in path or row.json else {}
+    ids = await world.ids(path, paused=row.paused) if "{" in path or row.json else {}
     before = await world.versions(ids) if ids else None
     if row.stream:
         async with world.clients[name].stream(method, path, params=dict(row.query)) as beginning:
@@ -288,7 +145,7 @@ async def cell(world: World, name: str, method: str, path: str, row: Row) -> int
 
 
 async def test_lists_of_another_tenant_know_nothing_of_mine(world: World) -> None:
-    ids = await world.ids("", Row(""))
+    ids = await world.ids()
     lists = [
         path for (method, path), row in MATRIX.items() if method == "GET" and row.cells == LISTS and not row.stream
     ]

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from websockets.exceptions import InvalidStatus
 
 from service import oidc
 from service.domain.claims import principal_of
@@ -21,6 +22,7 @@ from service.errors import HitlError, IssuerUnavailable, Unauthenticated
 from service.oidc import Issuer
 from tests.conftest import Stack, at, decide, echo, run_body, start, web
 from tests.contract.issuer import AUDIENCE, StandIn, ed_key, forged, jwk_of, rsa_key, stand_in
+from tests.following import socket, stream, told
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -301,6 +303,37 @@ async def test_tokens_start_and_decide_as_their_roles_and_groups_allow(trusting:
     for answer in unknown:
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
         assert "www-authenticate" in answer.headers
+
+
+async def test_what_is_open_ends_when_the_token_is_over(trusting: str, trusted: StandIn) -> None:
+    def headers(lasts_s: int) -> dict[str, str]:
+        token = trusted.token(hitl={"role": "reviewer"}, exp=int(time.time()) + lasts_s)
+        return {"Authorization": f"Bearer {token}"}
+
+    short = headers(3)
+    async with bearing(trusting, short["Authorization"].removeprefix("Bearer ")) as client:
+        ticket = (await client.post("/hitl/ws/ticket")).json()["ticket"]
+        unused = (await client.post("/hitl/ws/ticket")).json()["ticket"]
+        async with (
+            socket(trusting, additional_headers=short) as by_header,
+            socket(trusting, "hitl.v1", f"hitl.ticket.{ticket}") as by_ticket,
+            socket(trusting, additional_headers=headers(300)) as other,
+            stream(client, "/hitl/events", session_id="s") as line,
+        ):
+            assert (await by_header.ask("ping"))["type"] == "pong"
+            assert (await by_ticket.ask("ping"))["type"] == "pong"
+            assert [await by_header.ended(), await by_ticket.ended()] == [1008, 1008]
+            assert await told(line) == []
+            assert (await other.ask("ping"))["type"] == "pong"
+    for late in (unused, ticket, f"{unused.partition('.')[0]}.{int(time.time()) + 300}", "x.y", "."):
+        with pytest.raises(InvalidStatus) as refusal:
+            async with socket(trusting, "hitl.v1", f"hitl.ticket.{late}"):
+                pass
+        assert refusal.value.response.status_code == 401
+
+
+async def test_a_token_may_be_good_for_longer_than_there_are_years(issuer: Issuer, provider_of_tokens: StandIn) -> None:
+    assert (await issuer.principal(provider_of_tokens.token(exp=10**30))).until is not None
 
 
 async def test_neither_token_nor_claim_reaches_the_log(trusting: str, trusted: StandIn, folder: Any) -> None:
