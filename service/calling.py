@@ -261,7 +261,8 @@ class Caller:
         assert held.call is not None
         log.info(
             "provider.call", run_id=str(held.run.id), tenant=held.run.tenant, provider=held.provider.name,
-            outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+            step=held.run.step, outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+            tries=held.call.tries,
             cost_usd=outcome.cost_usd if isinstance(outcome, Answered) else None,
         )  # fmt: skip
 

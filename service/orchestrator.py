@@ -284,7 +284,7 @@ class HITLOrchestrator:
             after.changed += [run.id, question.id]
         log.info(
             "approval.requested", run_id=str(run.id), approval_id=str(question.id), tenant=run.tenant,
-            step=run.step, reasons=list(action.reasons),
+            step=run.step, checkpoint=question.checkpoint_type, reasons=list(action.reasons),
         )  # fmt: skip
         log_steps(run, passed)
         await carry_out(self._services, after)
@@ -323,7 +323,6 @@ class HITLOrchestrator:
             facts.append(Fact(EventType.RUN_COMPLETED, "system", data))
             ended = await finish(conn, ended, facts, now=now, after=after, actor="system")
         log_steps(ended, passed)
-        log.info("run.finished", run_id=str(ended.id), tenant=ended.tenant, status=ended.status)
         await carry_out(self._services, after)
         return "completed"
 
@@ -356,7 +355,6 @@ class HITLOrchestrator:
         told = Fact(EventType.RUN_FAILED, "system", {"code": action.code, "step": run.step})
         ended = await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
         await runs.record_step(conn, ended, runs.StepRecord(run.step, "failed", now, "system", action.code))
-        log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status, code=action.code)
 
     async def _stop(self, run_id: UUID, token: int) -> None:
         """Hand over what was cut off, with what its provider still has to say about it where that comes soon."""
@@ -390,6 +388,7 @@ class HITLOrchestrator:
 
 
 def _origin(run: Run) -> dict[str, str]:
-    """The ids of the request that started the run, for this job's log lines."""
+    """The ids of the request that started the run, and its tenant, for this job's log lines."""
     trace_id = run.traceparent.split("-")[1] if run.traceparent else None
-    return {name: value for name, value in (("request_id", run.request_id), ("trace_id", trace_id)) if value}
+    found = {"request_id": run.request_id, "trace_id": trace_id, "tenant": run.tenant}
+    return {name: value for name, value in found.items() if value}
