@@ -47,7 +47,7 @@ from service.store.database import Conn
 LOOK_TIMEOUT_S: Final = 30.0
 TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
 
-Through = Callable[[Conn, Held, Sequence[Fact], After], Awaitable[Callable[[], None] | None]]
+Through = Callable[[Conn, Held, Sequence[Fact], After], Awaitable[Sequence[Pass] | None]]
 
 log = get_logger("orchestrator")
 
@@ -231,16 +231,14 @@ class Caller:
             if stored.status is CallStatus.ANSWERED:
                 docs = replace(docs, output=stored.output, raw_response=stored.raw)
             on = replace(held, run=run, call=stored, docs=docs)
-            told = await self._through(conn, on, [*facts, *more], after) if result is None else None
-            if told is None:
+            passed = await self._through(conn, on, [*facts, *more], after) if result is None else None
+            if passed is None:
                 on.run, _ = await runs.save(conn, run, [*facts, *more], now=now)
                 after.changed.append(run.id)
         held.run, held.call, held.docs = on.run, on.call, on.docs
+        log_steps(on.run, passed or [])
         await carry_out(self._services, after)
-        if told is not None:
-            told()
-            return "completed"
-        return result
+        return result if passed is None else "completed"
 
     def _after_call(
         self, held: Held, run: Run, call: ProviderCall, outcome: Outcome, now: datetime, after: After
@@ -276,7 +274,8 @@ class Caller:
         assert held.call is not None
         log.info(
             "provider.call", run_id=str(held.run.id), tenant=held.run.tenant, provider=held.provider.name,
-            outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+            step=held.run.step, outcome=type(outcome).__name__.lower(), duration_ms=took_ms, call=held.call.number,
+            tries=held.call.tries,
             cost_usd=outcome.cost_usd if isinstance(outcome, Answered) else None,
         )  # fmt: skip
 

@@ -1,12 +1,14 @@
 """Floor 1: one JSON object a line on standard output; facts, never content.
 
-The catalogue below is the whole of what is logged; `hitl doctor --events` prints it.
+What may be logged stands in catalogue.py; `hitl doctor --events` prints it.
 """
 
 import logging
 import logging.config
 import re
 import sys
+import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,55 +16,11 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from service import __version__, metrics
+from service.catalogue import EVENTS
 
-CATALOGUE: Final[Mapping[str, str]] = {
-    "http.request": "one request was answered: method, route template, status, duration_ms",
-    "http.error": "a request ended in an error of ours: the exception's class only",
-    "oidc.failed": "the provider of bearer tokens could not be asked for its keys",
-    "run.created": "a run was accepted",
-    "run.finished": "a run reached a final status",
-    "run.recovered": "a run was taken over from a worker that fell silent",
-    "run.lease_lost": "this worker was refused at a write and dropped the run",
-    "run.handed_over": "a draining worker gave a run back",
-    "job.started": "a worker began a job",
-    "job.finished": "a worker ended a job: outcome, duration_ms",
-    "job.buried": "a job could not be read or run and was taken out of the queue; `hitl queue` lists it with its cause",
-    "step.finished": "a step of a run is durable",
-    "approval.requested": "a run or a program asks a human",
-    "approval.delegated": "a reviewer handed an approval on",
-    "approval.view_not_noted": "that somebody opened an approval could not be written down: the class of the reason",
-    "approval.decided": "a human, or silence, decided",
-    "approval.expired": "an approval's time ran out",
-    "provider.call": "one try of a provider call ended: outcome, duration_ms",
-    "provider.cancelled": "what nobody wanted any more was ended at its provider",
-    "provider.cancel_failed": "a provider could not be reached to end a call, and was tried often enough",
-    "file.copy_failed": "an output file could not be copied: the class of the reason; it is tried again",
-    "webhook.delivered": "a webhook was acknowledged: host, tries, duration_ms",
-    "webhook.failed": "one try of a webhook failed: code; `dead` when it was the last",
-    "relay.connected": "the relay is there",
-    "relay.disconnected": "the relay is away; messages wait for it",
-    "relay.delivered": "the relay acknowledged messages of a run: count",
-    "relay.failed": "messages of a run were not acknowledged; they are sent again",
-    "relay.answered": "a decision came back over the relay: code where it was refused",
-    "queue.wake_failed": "a wake-up could not be sent; the sweep will send it",
-    "notify.failed": "a hint to followers could not be sent; they poll",
-    "live.failed": "telling news to followers met a fault; they resume from what they have",
-    "live.frame_failed": "a client's frame met a fault of ours: the exception's class only",
-    "socket.closed": "a WebSocket ended: close code, duration_ms",
-    "worker.started": "a worker takes jobs",
-    "worker.draining": "a worker was told to stop and takes no more jobs",
-    "worker.stopped": "a worker ended",
-    "worker.poll_failed": "Redis did not answer; the worker tries again",
-    "worker.task_failed": "a background task of the worker failed and goes on",
-    "sweep.finished": "one sweep that found something: counts",
-    "sweep.part_failed": "a part of a sweep met a fault; the rest of it went on",
-    "metrics.served": "the port of HITL_METRICS_PORT answers",
-    "metrics.not_served": "that port is taken; the process runs without it",
-    "purge.finished": "what was over for longer than its tenant keeps it was removed: counts",
-    "purge.failed": "the file store is away; the runs stay until the next time",
-    "lib": "a line of a library at WARNING or above",
-}
+CATALOGUE: Final[Mapping[str, str]] = {name: event.says for name, event in EVENTS.items()}
 
+SAMPLE_EVERY_S: Final = 60.0
 _NOT_LOGGED = re.compile(r"(payload|prompt|secret|password|authorization|token$|body)", re.IGNORECASE)
 
 
@@ -83,6 +41,7 @@ def configure(*, process: str, level: str = "INFO", fmt: str | None = None) -> N
         structlog.processors.add_log_level,
         *([_count] if counts else []),
         _from(numeric),
+        _Sample(every_s=0 if numeric < logging.INFO else SAMPLE_EVERY_S),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _stamp(process),
         _guard,
@@ -146,6 +105,28 @@ def _from(numeric: int) -> Processor:
         return event
 
     return drop
+
+
+class _Sample:
+    """Of the lines that say `sample=True`, one in so many seconds for each event and route; it tells how many were
+    left out before it. They were counted: metrics miss nothing."""
+
+    def __init__(self, *, every_s: float) -> None:
+        self._every_s = every_s
+        self._last: dict[tuple[str, str], float] = {}
+        self._skipped: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, _: Any, __: str, event: EventDict) -> EventDict:
+        if not event.pop("sample", False):
+            return event
+        kind, now = (event["event"], event.get("route", "")), time.monotonic()
+        if now - self._last.get(kind, float("-inf")) < self._every_s:
+            self._skipped[kind] += 1
+            raise structlog.DropEvent
+        self._last[kind] = now
+        if skipped := self._skipped.pop(kind, 0):
+            event["skipped"] = skipped
+        return event
 
 
 def _stamp(process: str) -> Processor:

@@ -38,7 +38,9 @@ FINISHED: Final = _counter("hitl_runs_finished", "Runs that reached a final stat
 ASKED: Final = _counter("hitl_approvals_requested", "Approvals opened, by each of their reasons.", "reason")
 DECIDED: Final = _counter("hitl_decisions", "Decisions accepted.", "action", "checkpoint", "channel")
 DECISION_WAIT: Final = _histogram("hitl_decision_wait_seconds", "From asked to decided.", _HUMAN, "checkpoint")
-EXPIRED: Final = _counter("hitl_approvals_expired", "Approvals whose time ran out, by what that meant.", "on_timeout")
+EXPIRED: Final = _counter(
+    "hitl_approvals_expired", "Approvals whose time ran out, by policy and by what it meant.", "on_timeout", "done"
+)
 LATENESS: Final = _histogram("hitl_timer_lateness_seconds", "How long after its moment a timer fired.", _FAST)
 RESUME: Final = _histogram(
     "hitl_resume_seconds", "From the wake-up (a decision, a start, a deadline) to the job.", _FAST
@@ -103,11 +105,20 @@ def _decided(line: Line) -> None:
     checkpoint = _checkpoint(line)
     DECIDED.labels(line.get("action", ""), checkpoint, line.get("channel") or "").inc()
     _observe_ms(DECISION_WAIT.labels(checkpoint), line.get("waited_ms"))
+    if line.get("channel") == "timeout":
+        EXPIRED.labels("approve", "approved").inc()
+        _observe_ms(LATENESS, line.get("late_ms"))
 
 
 def _expired(line: Line) -> None:
-    EXPIRED.labels(line.get("on_timeout") or "").inc()
+    done = "escalated" if line["event"] == "approval.escalated" else "rejected"
+    EXPIRED.labels(line.get("on_timeout") or "", done).inc()
     _observe_ms(LATENESS, line.get("late_ms"))
+
+
+def _began(line: Line) -> None:
+    if line.get("job") == "advance_run":  # timers have a lateness of their own
+        _observe_ms(RESUME, line.get("waited_ms"))
 
 
 def _job(line: Line) -> None:
@@ -161,7 +172,8 @@ _MOVES: Final[Mapping[str, Callable[[Line], None]]] = {
     "approval.requested": _asked,
     "approval.decided": _decided,
     "approval.expired": _expired,
-    "job.started": lambda line: _observe_ms(RESUME, line.get("waited_ms")),
+    "approval.escalated": _expired,
+    "job.started": _began,
     "job.finished": _job,
     "provider.call": _call,
     "sweep.finished": _swept,

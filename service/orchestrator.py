@@ -7,7 +7,7 @@ never called inside a transaction; a run that waits holds nothing.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -287,7 +287,7 @@ class HITLOrchestrator:
             after.changed += [run.id, question.id]
         log.info(
             "approval.requested", run_id=str(run.id), approval_id=str(question.id), tenant=run.tenant,
-            step=run.step, reasons=list(action.reasons),
+            step=run.step, checkpoint=question.checkpoint_type, reasons=list(action.reasons),
         )  # fmt: skip
         log_steps(run, passed)
         await carry_out(self._services, after)
@@ -318,29 +318,29 @@ class HITLOrchestrator:
             if begun is None:
                 return "paused"
             run, facts = begun
-            ended = await self._complete_in(conn, run, held.docs, facts, after)
-        _log_completed(ended, passed)
+            await self._complete_in(conn, run, held.docs, facts, after)
+        log_steps(run, passed)
         await carry_out(self._services, after)
         return "completed"
 
-    async def _complete_in(self, conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact], after: After) -> Run:
+    async def _complete_in(self, conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact], after: After) -> None:
         now = self._services.db.now()
         if docs.result is None:
             await runs.set_result(conn, run.id, {"response": docs.output})
         ended = move(run, RunStatus.COMPLETED, now=now, fencing_token=run.fencing_token + 1, error=None)
         data = {"total_ms": ms_between(run.created_at, now), "payload_sha256": run.payload_sha256}
         told = Fact(EventType.RUN_COMPLETED, "system", data)
-        return await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
+        await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
 
-    async def _through(self, conn: Conn, held: Held, facts: Sequence[Fact], after: After) -> Callable[[], None] | None:
+    async def _through(self, conn: Conn, held: Held, facts: Sequence[Fact], after: After) -> Sequence[Pass] | None:
         """Complete a run whose answer is being written, in the same transaction, if nothing stops it any more.
-        Returns what is to be logged once that is committed."""
+        Returns the steps that it passed."""
         passed, action = self._walk(held)
         if not isinstance(action, Finish):
             return None
         run, more = await passed_by(self._services, conn, held.run, passed)
-        ended = await self._complete_in(conn, run, held.docs, [*facts, *more], after)
-        return lambda: _log_completed(ended, passed)
+        await self._complete_in(conn, run, held.docs, [*facts, *more], after)
+        return passed
 
     async def _end(self, held: Held, passed: Sequence[Pass], action: Fail) -> str:
         after = After.nothing()
@@ -371,7 +371,6 @@ class HITLOrchestrator:
         told = Fact(EventType.RUN_FAILED, "system", {"code": action.code, "step": run.step})
         ended = await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
         await runs.record_steps(conn, ended, [runs.StepRecord(run.step, "failed", now, "system", action.code)])
-        log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status, code=action.code)
 
     async def _stop(self, run_id: UUID, token: int) -> None:
         """Hand over what was cut off, with what its provider still has to say about it where that comes soon."""
@@ -404,12 +403,8 @@ class HITLOrchestrator:
         await carry_out(self._services, after)
 
 
-def _log_completed(run: Run, passed: Sequence[Pass]) -> None:
-    log_steps(run, passed)
-    log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=run.status)
-
-
 def _origin(run: Run) -> dict[str, str]:
-    """The ids of the request that started the run, for this job's log lines."""
+    """The ids of the request that started the run, and its tenant, for this job's log lines."""
     trace_id = run.traceparent.split("-")[1] if run.traceparent else None
-    return {name: value for name, value in (("request_id", run.request_id), ("trace_id", trace_id)) if value}
+    found = {"request_id": run.request_id, "trace_id": trace_id, "tenant": run.tenant}
+    return {name: value for name, value in found.items() if value}

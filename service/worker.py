@@ -55,12 +55,17 @@ class Process:
 
 async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
     process: Process = ctx["process"]
-    started = time.monotonic()
-    with bound_contextvars(run_id=run_id, job_id=ctx["job_id"]):
-        log.info("job.started", job="advance_run", waited_ms=_waited_ms(ctx))
-        outcome = await process.orchestrator.advance(UUID(run_id))
+    await _told(ctx, "advance_run", process.orchestrator.advance(UUID(run_id)), run_id=run_id)
+
+
+async def _told(ctx: dict[str, Any], job: str, work: Awaitable[str], **ids: str) -> None:
+    """Do the job with its ids on every line of the log, and tell of it in one."""
+    started, waited_ms = time.monotonic(), _waited_ms(ctx)
+    with bound_contextvars(job_id=ctx["job_id"], **ids):
+        log.info("job.started", job=job, waited_ms=waited_ms)
+        outcome = await work
         took_ms = round((time.monotonic() - started) * 1000)
-        log.info("job.finished", job="advance_run", outcome=outcome, duration_ms=took_ms)
+        log.info("job.finished", job=job, outcome=outcome, waited_ms=waited_ms, duration_ms=took_ms)
 
 
 def _waited_ms(ctx: dict[str, Any]) -> int:
@@ -70,21 +75,25 @@ def _waited_ms(ctx: dict[str, Any]) -> int:
 
 
 async def expire_approval(ctx: dict[str, Any], approval_id: str) -> None:
-    process: Process = ctx["process"]
-    with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(expiry.expire_on_time(process.runtime.services, UUID(approval_id)))
+    work = expiry.expire_on_time(ctx["process"].runtime.services, UUID(approval_id))
+    await _told(ctx, "expire_approval", _done(work), approval_id=approval_id)
 
 
 async def remind_approval(ctx: dict[str, Any], approval_id: str) -> None:
-    process: Process = ctx["process"]
-    with bound_contextvars(approval_id=approval_id, job_id=ctx["job_id"]):
-        await _unless_away(expiry.remind_on_time(process.runtime.services, UUID(approval_id)))
+    work = expiry.remind_on_time(ctx["process"].runtime.services, UUID(approval_id))
+    await _told(ctx, "remind_approval", _done(work), approval_id=approval_id)
 
 
 async def cancel_calls(ctx: dict[str, Any], run_id: str) -> None:
-    process: Process = ctx["process"]
-    with bound_contextvars(run_id=run_id, job_id=ctx["job_id"]):
-        await _unless_away(cancels.cancel_due(process.runtime.services, run_id=UUID(run_id)))
+    work = cancels.cancel_due(ctx["process"].runtime.services, run_id=UUID(run_id))
+    await _told(ctx, "cancel_calls", _done(work), run_id=run_id)
+
+
+async def _done(work: Awaitable[bool | int]) -> str:
+    try:
+        return "done" if await work else "nothing_due"
+    except Unavailable:
+        return "database_away"  # the sweep does it when Postgres is back
 
 
 JOBS: Final = (advance_run, expire_approval, remind_approval, cancel_calls)

@@ -11,7 +11,6 @@ from service import errors
 from service.api.openapi import document
 from service.api.routes import TABLE
 from service.domain.event import EventType
-from service.logs import CATALOGUE
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -70,22 +69,3 @@ def test_every_error_code_and_event_type_stands_in_the_docs() -> None:
 
     assert [code for code in codes if f"`{code}`" not in reference] == []
     assert [e for e in EventType if f"`{e}`" not in reference] == []
-
-
-def test_every_log_event_of_the_code_is_in_the_catalogue() -> None:
-    used = {
-        event
-        for path in (ROOT / "service").rglob("*.py")
-        if path.name != "embedded.py"  # its keeper writes a log file of its own
-        for event in re.findall(r'\blog\.(?:info|warning|error|debug)\(\s*"([^"]+)"', path.read_text())
-    }
-
-    assert used - set(CATALOGUE) == set()
-
-
-def test_every_log_event_of_the_catalogue_is_written_somewhere_and_told_in_the_docs() -> None:
-    source = "".join(p.read_text() for p in (ROOT / "service").rglob("*.py") if p.name != "logs.py")
-    reference = (ROOT / "docs" / "reference.md").read_text()
-
-    assert [event for event in CATALOGUE if f'"{event}"' not in source and event != "lib"] == []
-    assert [event for event in CATALOGUE if f"| `{event}` |" not in reference] == []

@@ -77,6 +77,7 @@ async def serve(operation: Operation, request: Request) -> Response:
     """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
     services: Services = request.app.state.services
     principal = await authenticate(request, services, operation.permission)
+    note(request, tenant=principal.tenant or None, actor=principal.subject, **_ids(request.path_params))
     _refuse_nul(request)
     query = _validated(operation.query, dict(request.query_params), "query")
     raw_body = await _raw_body(operation, request)
@@ -85,7 +86,21 @@ async def serve(operation: Operation, request: Request) -> Response:
     reply = await operation.handler(call)
     if isinstance(reply, Response):  # a stream
         return reply
+    if isinstance(reply.body, Mapping):
+        note(request, **_ids(reply.body))
     return json_response(reply.body, reply.status if reply.status != 200 else operation.status, reply.headers)
+
+
+def note(request: HTTPConnection, **about: str | None) -> None:
+    """What the request's line of the log says beside its status: ids and codes, never what a client wrote."""
+    noted: dict[str, str | None] = request.scope.setdefault("state", {}).setdefault("about", {})
+    noted |= {name: value for name, value in about.items() if value}
+
+
+def _ids(named: Mapping[str, Any]) -> dict[str, str]:
+    """Those that are ids: a path holds whatever a client likes."""
+    found = {name: named.get(name) for name in ("run_id", "approval_id")}
+    return {name: value for name, value in found.items() if isinstance(value, str) and parse_id(value)}
 
 
 def _refuse_nul(request: Request) -> None:

@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.operation import json_response
+from service.api.operation import json_response, note
 from service.api.views import problem_extra
 from service.errors import HitlError, RangeNotSatisfiable, RequestTimeout, Unauthenticated
 
@@ -23,6 +23,7 @@ def problem(error: HitlError, request: Request) -> dict[str, Any]:
 
 async def on_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HitlError)
+    note(request, code=error.code)
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)

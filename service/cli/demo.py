@@ -54,7 +54,8 @@ class DemoFailed(click.ClickException):
 @click.option(
     "--provider", type=click.Choice(sorted(TRIALS)), default="http", help="who does the work", show_default=True
 )
-def demo(provider: str) -> None:
+@click.option("--log", type=click.Path(dir_okay=False, path_type=Path), help="keep the log lines of the service here")
+def demo(provider: str, log: Path | None) -> None:
     """The main job once, shown step by step, on a throw-away stack.
 
     A run is started against a provider on a real local socket; its payload is reviewed, edited and approved, sent,
@@ -67,7 +68,7 @@ def demo(provider: str) -> None:
     with tempfile.TemporaryDirectory(prefix="hitl-demo-", ignore_cleanup_errors=True) as folder:
         data_dir = Path(folder) / "data"
         try:
-            _stage(Path(folder), data_dir, provider)
+            _stage(data_dir, provider, log.absolute() if log else Path(folder) / "service.log")
         finally:
             await_gone(data_dir)
             shutil.rmtree((data_dir / "run").resolve(), ignore_errors=True)  # the sockets' directory is elsewhere
@@ -78,7 +79,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(1)
 
 
-def _stage(folder: Path, data_dir: Path, provider: str) -> None:
+def _stage(data_dir: Path, provider: str, log: Path) -> None:
     """The throw-away servers and a free port, then the demo on them."""
     with lease(data_dir) as servers, reserved(HOST, 0) as port:
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
@@ -87,23 +88,22 @@ def _stage(folder: Path, data_dir: Path, provider: str) -> None:
         settings = Settings(
             database_url=servers.database_url, redis_url=servers.redis_url, hitl_host=HOST, hitl_port=port
         )
-        log = folder / "service.log"
         try:
-            asyncio.run(_demo(settings, env, log, provider))
+            asyncio.run(_demo(settings, env, data_dir, log, provider))
         except Exception:
             _print_tail(log)
             raise
 
 
-async def _demo(settings: Settings, env: Mapping[str, str], log: Path, provider: str) -> None:
+async def _demo(settings: Settings, env: Mapping[str, str], data_dir: Path, log: Path, provider: str) -> None:
     await migrate(migration_url(settings))
     with log.open("ab") as file:
         async with TRIALS[provider]() as trial:
             own = {**env, **trial.env}
             # the folder has no .env
             children = [
-                Child("web", web_command(settings), own, file.fileno(), log.parent),
-                Child("worker", worker_command(), own, file.fileno(), log.parent),
+                Child("web", web_command(settings), own, file.fileno(), data_dir),
+                Child("worker", worker_command(), own, file.fileno(), data_dir),
             ]
             async with kept_alive(children, grace_s=10):
                 await _ready(address(settings))

@@ -169,7 +169,10 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
         if question.idempotency is not None:
             answer = {"approval_id": str(opened.id)}
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
-    log.info("approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject)
+    log.info(
+        "approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject,
+        checkpoint=opened.checkpoint_type, reasons=list(opened.reasons),
+    )  # fmt: skip
     after = After.nothing()
     after.changed.append(opened.id)
     await carry_out(services, after)
@@ -289,7 +292,6 @@ async def _end(
     facts = [fact, Fact(EventType.RUN_CANCELLED, actor, {"code": code, "step": run.step})]
     ended = await finish(conn, ended, facts, now=now, after=after, actor=actor)
     await runs.record_steps(conn, ended, [runs.StepRecord(run.step, "cancelled", now, actor, code)])
-    log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=ended.status)
     return ended
 
 
@@ -399,7 +401,7 @@ def _hash(payload: Any) -> str | None:
         return None
 
 
-def _log(approval: Approval, actor: str, action: str, channel: str) -> None:
+def _log(approval: Approval, actor: str, action: str, channel: str, **more: int | None) -> None:
     waited_ms = ms_between(approval.created_at, approval.decided_at) if approval.decided_at else None
     log.info(
         "approval.decided",
@@ -412,19 +414,24 @@ def _log(approval: Approval, actor: str, action: str, channel: str) -> None:
         checkpoint=approval.checkpoint_type,
         channel=channel,
         waited_ms=waited_ms,
+        **more,
     )
 
 
 def log_silence(changed: Approval) -> None:
+    """`changed` as `silence` left it: ended, or, where it is still open, as it was when others were asked."""
+    about = {
+        "approval_id": str(changed.id),
+        "run_id": str(changed.run_id) if changed.run_id else None,
+        "tenant": changed.tenant,
+        "checkpoint": changed.checkpoint_type,
+        "on_timeout": changed.on_timeout,
+    }
+    if changed.is_open:
+        log.info("approval.escalated", **about)
+        return
+    late_ms = ms_between(changed.expires_at, changed.decided_at) if changed.decided_at else None
     if changed.status is ApprovalStatus.EXPIRED:
-        assert changed.decided_at is not None
-        log.info(
-            "approval.expired",
-            approval_id=str(changed.id),
-            run_id=str(changed.run_id) if changed.run_id else None,
-            tenant=changed.tenant,
-            on_timeout=changed.on_timeout,
-            late_ms=ms_between(changed.expires_at, changed.decided_at),
-        )
-    elif not changed.is_open:
-        _log(changed, rules.TIMEOUT_ACTOR, "approve", "timeout")
+        log.info("approval.expired", **about, late_ms=late_ms)
+    else:
+        _log(changed, rules.TIMEOUT_ACTOR, "approve", "timeout", late_ms=late_ms)

@@ -15,8 +15,9 @@ from service.domain import approval as approvals_
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
-from service.domain.run import Run, RunStatus, woken
+from service.domain.run import Run, RunStatus, ms_between, woken
 from service.filestore import FileStore
+from service.logs import get_logger
 from service.notifier import Notifier
 from service.oidc import Issuer
 from service.providers.registry import Registry
@@ -26,6 +27,8 @@ from service.store.database import Conn, Database
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+log = get_logger("commands")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class After:
     changed: list[UUID]
     stopped: list[UUID]
     cancelling: list[UUID] = field(default_factory=list)
+    ended: list[tuple[Run, str]] = field(default_factory=list)  # with who ended it
 
     @classmethod
     def nothing(cls) -> "After":
@@ -63,10 +67,21 @@ class After:
 
 async def carry_out(services: Services, after: After) -> None:
     """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
+    for run, actor in after.ended:
+        _log_end(run, actor)
     await each(services.queue.wake, after.wake)
     await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
     deliver = services.db.take_filled()
     await services.notifier.notify(*dict.fromkeys(after.changed), stopped=after.stopped, deliver=deliver)
+
+
+def _log_end(run: Run, actor: str) -> None:
+    took_ms = ms_between(run.created_at, run.finished_at) if run.finished_at else None
+    log.info(
+        "run.finished", run_id=str(run.id), tenant=run.tenant, status=run.status, code=(run.error or {}).get("code"),
+        step=run.step, provider=run.provider, actor=actor, queue_ms=run.queue_ms, human_ms=run.human_ms,
+        provider_ms=run.provider_ms, duration_ms=took_ms, cost_usd=run.actual_usd,
+    )  # fmt: skip
 
 
 async def each(act: Callable[[T], Awaitable[R]], subjects: Sequence[T], *, at_once: int = 8) -> list[R]:
@@ -93,6 +108,7 @@ async def finish(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime, 
         after.changed.append(open_approval.id)
     run, _ = await runs.save(conn, run, [*closed, *facts], now=now)
     after.changed.append(run.id)
+    after.ended.append((run, actor))
     unwanted = run.status is not RunStatus.COMPLETED and not (run.error or {}).get("recoverable")
     if unwanted and await cancels.add_of_run(conn, run.id):
         after.cancelling.append(run.id)

@@ -112,6 +112,7 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
             after.changed.append(waiting.id)
         paused, _ = await runs.save(conn, paused, [Fact(EventType.RUN_PAUSED, principal.subject)], now=now)
         after.changed.append(run.id)
+    log.info("run.paused", run_id=str(run.id), tenant=run.tenant, step=run.step, actor=principal.subject)
     await carry_out(services, after)
     return paused
 
@@ -133,6 +134,7 @@ async def resume_run(services: Services, run_id: UUID, principal: Principal) -> 
         after.changed.append(resumed.id)
         if resumed.queues and resumed.due_at is None and resumed.session_id is not None:
             await release_next(conn, resumed.tenant, resumed.session_id, now=now, after=after)
+    log.info("run.resumed", run_id=str(run.id), tenant=run.tenant, step=run.step, actor=principal.subject)
     await carry_out(services, after)
     return resumed
 
@@ -147,7 +149,6 @@ async def cancel_run(services: Services, run_id: UUID, principal: Principal, *, 
             return run
         run = await cancel_in(conn, run, actor=principal.subject, reason=reason, after=after, now=services.db.now())
     await carry_out(services, after)
-    log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status=run.status, actor=principal.subject)
     return run
 
 

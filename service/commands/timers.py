@@ -118,8 +118,6 @@ async def end_overdue(services: Services) -> int:
             await finish(conn, ended, facts, now=now, after=after, actor="system")
             after.stopped.append(run.id)
     await carry_out(services, after)
-    for run in overdue:
-        log.info("run.finished", run_id=str(run.id), tenant=run.tenant, status="failed", code="run_timeout")
     return len(overdue)
 
 
