@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from service import __version__, metrics
+from service import __version__, faults, metrics, tracing
 
 CATALOGUE: Final[Mapping[str, str]] = {
     "http.request": "one request was answered: method, route template, status, duration_ms",
@@ -124,6 +124,8 @@ ARQ_LOG_CONFIG: Final = library_config()  # for `arq … --custom-log-dict servi
 
 def _count(_: Any, __: str, event: EventDict) -> EventDict:
     metrics.observe(event)
+    tracing.observe(event)
+    faults.observe(event)
     return event
 
 

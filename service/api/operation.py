@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from structlog.contextvars import bind_contextvars
 
 from service.api.body import read_answer, read_bytes, read_json
 from service.api.models import NoQuery
@@ -77,6 +78,7 @@ async def serve(operation: Operation, request: Request) -> Response:
     """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
     services: Services = request.app.state.services
     principal = await authenticate(request, services, operation.permission)
+    bind_contextvars(**_about(principal, request.path_params))  # for each line of this request
     _refuse_nul(request)
     query = _validated(operation.query, dict(request.query_params), "query")
     raw_body = await _raw_body(operation, request)
@@ -86,6 +88,13 @@ async def serve(operation: Operation, request: Request) -> Response:
     if isinstance(reply, Response):  # a stream
         return reply
     return json_response(reply.body, reply.status if reply.status != 200 else operation.status, reply.headers)
+
+
+def _about(principal: Principal, path: Mapping[str, str]) -> dict[str, str]:
+    """Whose it is and of what, as far as what the path says is an id."""
+    found = {name: parse_id(path[name]) for name in ("run_id", "approval_id") if name in path}
+    ids = {name: str(value) for name, value in found.items() if value is not None}
+    return ids | ({"tenant": principal.tenant} if principal.tenant else {})
 
 
 def _refuse_nul(request: Request) -> None:
