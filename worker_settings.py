@@ -2,11 +2,9 @@
 
 from arq.worker import func
 
-from service import arq_worker, queue, worker
-from service.settings import load_or_exit, require_or_exit
+from service import queue, worker
 
-settings = require_or_exit(load_or_exit())
-arq_worker.install()
+settings = worker.prepared()
 
 
 class WorkerSettings:

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs
+from service import __version__, faults, logs, tracing
 from service.api import asyncapi, gate, openapi, problems
 from service.api.edges import Edges, HeaderLimits
 from service.api.leaving import Leaving
@@ -34,7 +34,8 @@ from service.settings import Settings, load_or_exit, require_or_exit
 log = logs.get_logger("web")
 
 _REQUEST_ID: Final = re.compile(r"^[\x21-\x7e]{1,128}$")
-_TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+# W3C trace context: version ff and ids of zeros are not valid
+_TRACEPARENT: Final = re.compile(r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 GONE: Final = 499
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _CSP: Final = (
@@ -47,13 +48,18 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """The app of this process. A bad setting ends the process with one line and status 2."""
     given = require_or_exit(settings or load_or_exit())
     logs.configure(process="web", level=given.log_level, fmt=given.log_format)
+    faults.start(given.sentry_dsn, process="web", version=__version__, expected=(HitlError,))
 
     leaving = Leaving()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         gate.mount()
-        async with open_runtime(given, process="web") as runtime, runtime.services.notifier.running():
+        async with (
+            _reporting(given),
+            open_runtime(given, process="web") as runtime,
+            runtime.services.notifier.running(),
+        ):
             services = runtime.services
             hub = Hub(services.db, services.notifier)
             async with hub.running(), exporting(given, lambda: exposition(services)):
@@ -73,6 +79,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Mount("/docs/static", StaticFiles(directory=str(static))),
         ],
         middleware=[
+            *(Middleware(each, mechanism_type="starlette") for each in faults.asgi()),
             Middleware(Edges, public_url=given.public_url),
             Middleware(RequestContext, leaving=leaving),
             Middleware(HeaderLimits),
@@ -80,6 +87,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
         exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
         lifespan=lifespan,
     )
+
+
+@asynccontextmanager
+async def _reporting(settings: Settings) -> AsyncIterator[None]:
+    """Spans and faults go out, and what is left of them at the end."""
+    endpoint = settings.otel_exporter_otlp_endpoint
+    async with faults.flushing(), tracing.exporting(endpoint, process="web", version=__version__):
+        yield
 
 
 async def _openapi(request: Request) -> Response:
@@ -111,7 +126,10 @@ class RequestContext:
             ids = _ids(HTTPConnection(scope))
             scope.setdefault("state", {}).update({"route": "/hitl/ws", **ids})
             with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
-                await self._app(scope, receive, send)
+                with tracing.under(
+                    ids["traceparent"]
+                ):  # each decision is a span; one for the hours of a socket is none
+                    await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -119,8 +137,16 @@ class RequestContext:
         self._leaving.asked()
         request = Request(scope)
         ids = _ids(request)
+        with tracing.serving(scope["method"], ids["traceparent"], path=scope["path"]):
+            await self._serve(scope, receive, send, request, ids)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, request: Request, ids: dict[str, str | None]
+    ) -> None:
+        trace_id = tracing.ids().get("trace_id") or ids["trace_id"]
         state: dict[str, Any] = scope.setdefault("state", {})
-        state |= {"route": "unmatched", **ids}
+        # what goes on from here, a run say, is a child of our span; what is echoed is what came
+        state |= {"route": "unmatched", **ids, "traceparent": tracing.traceparent() or ids["traceparent"]}
         status = 500
         begun = False
         started = time.monotonic()
@@ -135,7 +161,7 @@ class RequestContext:
                 message["headers"] = [*message["headers"], *ours, *close]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=ids["trace_id"]):
+        with structlog.contextvars.bound_contextvars(request_id=ids["request_id"], trace_id=trace_id):
             try:
                 await self._app(scope, receive, send_with_ids)
             except ClientDisconnect:  # nobody is there any more who could be told anything

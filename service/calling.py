@@ -8,11 +8,13 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from service import tracing
 from service.commands.callbacks import callback_url
 from service.commands.context import After, Services, carry_out, queued
 from service.commands.files import Copies, copied, discard
@@ -78,13 +80,14 @@ class Caller:
         request = replace(request, progress=progress.tell)
         writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
         started = time.monotonic()
-        try:
-            outcome = await self.leftovers.sent(held.provider, request)
-        except BaseException:
-            writer.cancel()
-            raise
-        took_ms = max(1, round((time.monotonic() - started) * 1000))
-        self._log_call(held, outcome, took_ms)
+        with _span("call", held):
+            try:
+                outcome = await self.leftovers.sent(held.provider, request)
+            except BaseException:
+                writer.cancel()
+                raise
+            took_ms = max(1, round((time.monotonic() - started) * 1000))
+            self._log_call(held, outcome, took_ms)
         try:
             await progress.stop(writer)
             return await self._settle(held, outcome, took_ms, progress, looking=False)
@@ -101,13 +104,14 @@ class Caller:
         request = replace(request, timeout_s=min(LOOK_TIMEOUT_S, max(10.0, request.timeout_s)))
         started = time.monotonic()
         outcome: Outcome
-        try:
-            async with asyncio.timeout(request.timeout_s):
-                outcome = await held.provider.poll(request, held.call.provider_ref)
-        except TimeoutError:
-            outcome = Unreachable("no answer in time")
-        took_ms = max(1, round((time.monotonic() - started) * 1000))
-        self._log_call(held, outcome, took_ms)
+        with _span("look", held):
+            try:
+                async with asyncio.timeout(request.timeout_s):
+                    outcome = await held.provider.poll(request, held.call.provider_ref)
+            except TimeoutError:
+                outcome = Unreachable("no answer in time")
+            took_ms = max(1, round((time.monotonic() - started) * 1000))
+            self._log_call(held, outcome, took_ms)
         return await self._settle(held, outcome, took_ms, progress, looking=True)
 
     async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | str | None:
@@ -278,6 +282,12 @@ class Caller:
             tries=held.call.tries,
             cost_usd=outcome.cost_usd if isinstance(outcome, Answered) else None,
         )  # fmt: skip
+
+
+def _span(doing: str, held: Held) -> AbstractContextManager[None]:
+    run = held.run
+    about = {"run_id": str(run.id), "tenant": run.tenant, "provider": held.provider.name, "step": run.step.value}
+    return tracing.span(f"{doing} {held.provider.name}", kind="client", **about)
 
 
 def _first(run: Run, now: datetime, deadline_at: datetime) -> ProviderCall:

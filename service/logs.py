@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from service import __version__, metrics
+from service import __version__, faults, metrics, tracing
 from service.catalogue import EVENTS
 
 CATALOGUE: Final[Mapping[str, str]] = {name: event.says for name, event in EVENTS.items()}
@@ -95,6 +95,8 @@ ARQ_LOG_CONFIG: Final = library_config()  # for `arq … --custom-log-dict servi
 
 def _count(_: Any, __: str, event: EventDict) -> EventDict:
     metrics.observe(event)
+    tracing.observe(event)
+    faults.observe(event)
     return event
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from structlog.contextvars import bind_contextvars
 
+from service import tracing
 from service.calling import Caller
 from service.commands.context import After, Services, carry_out, finish, queued
 from service.commands.outage import RETRY_S, outlast
@@ -42,7 +43,7 @@ from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between,
 from service.errors import HitlError, LeaseLost, Unavailable
 from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, passed_by, put_down
 from service.logs import get_logger
-from service.store import approvals, calls, runs
+from service.store import approvals, calls, events, runs
 from service.store.database import EVERY, Conn
 
 HAND_OVER_TIMEOUT_S: Final = 5.0
@@ -83,6 +84,15 @@ class HITLOrchestrator:
         if run is None:
             return "nothing_due"
         bind_contextvars(**_origin(run))  # the job's own task: it ends with the job
+        about = {"run_id": str(run_id), "tenant": run.tenant, "provider": run.provider, "step": run.step.value}
+        with tracing.span("advance_run", kind="consumer", parent=run.traceparent, **about):
+            outcome = await self._carried(run)
+            tracing.note({"outcome": outcome})
+            return outcome
+
+    async def _carried(self, run: Run) -> str:
+        """As `advance`, once the run is claimed."""
+        run_id = run.id
         task = asyncio.current_task()
         assert task is not None
         self._live[run_id] = (run.fencing_token, task)
@@ -133,6 +143,7 @@ class HITLOrchestrator:
     async def _work(self, run: Run) -> str:
         """Step after step. While Postgres is away nothing is given up: what its heartbeat cannot hold, it drops."""
         held = await outlast(lambda: self._loaded(run), for_s=self._lease_s)
+        await self._link(run)
         give_up = time.monotonic() + self._lease_s
         while True:
             if self.draining.is_set():
@@ -148,6 +159,20 @@ class HITLOrchestrator:
             if outcome is not None:
                 return outcome
             give_up = time.monotonic() + self._lease_s
+
+    async def _link(self, run: Run) -> None:
+        """Go back, in the trace, to the decision, the callback or the job that made the run due."""
+        if not tracing.on():
+            return
+        try:
+            async with self._services.db.connection(run.tenant) as conn:
+                cause = await events.last_data(conn, run.id, EventType.RUN_QUEUED)
+        except Unavailable:
+            return
+        # the token says that it was this wake-up: a look at a provider has no such event
+        if cause is not None and cause.get("token") == run.fencing_token - 1:
+            came_from = cause.get("traceparent")
+            tracing.link(came_from if came_from != run.traceparent else None)
 
     async def _loaded(self, run: Run) -> Held:
         async with self._services.db.connection(run.tenant) as conn:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,7 +15,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
 _SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET", "OPENAI_API_KEY"}
-_SECRETS |= {"WEBSOCKET_URL", "WEBSOCKET_API_KEY"}  # a relay's URL may carry a token
+_SECRETS |= {"WEBSOCKET_URL", "WEBSOCKET_API_KEY", "SENTRY_DSN"}  # a relay's URL may carry a token
+_EXTRAS = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("otel", "opentelemetry.exporter.otlp.proto.http"),
+    "SENTRY_DSN": ("sentry", "sentry_sdk"),
+}
 
 
 class SettingsError(Exception):
@@ -58,6 +63,8 @@ class Settings(BaseSettings):
     openai_api_key: str | None = None
     openai_base_url: str = "https://api.openai.com/v1"
     hitl_metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+    sentry_dsn: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] | None = None
 
@@ -107,6 +114,24 @@ class Settings(BaseSettings):
     def _postgres(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("postgres", "postgresql"):
             raise ValueError("a URL that begins with postgresql://")
+        return value
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("a URL that begins with http:// or https://: OTLP over HTTP")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _dsn(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        project = parts.path.rpartition("/")[2]
+        if value is not None and not (
+            parts.scheme in ("http", "https") and parts.hostname and parts.username and project
+        ):
+            raise ValueError("a DSN as Sentry shows it, https://KEY@HOST/PROJECT")
         return value
 
     @field_validator("hitl_files")
@@ -217,7 +242,17 @@ def require(settings: Settings) -> Settings:
         if not getattr(settings, name.lower()):
             allowed = "32 characters or more" if name == "HITL_SECRET_KEY" else "a URL"
             raise SettingsError(f"{name}: got nothing; allowed: {allowed} (`hitl up` starts embedded servers)")
+    for name, (extra, module) in _EXTRAS.items():
+        if getattr(settings, name.lower()) and not _installed(module):
+            raise SettingsError(f"{name}: got a value; allowed: one with the extra `{extra}` installed, or none")
     return settings
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
 
 
 def load_or_exit(**overrides: Any) -> Settings:

@@ -16,19 +16,19 @@ from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
-from service import logs
+from service import __version__, arq_worker, faults, logs, tracing
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
 from service.commands.purge import purge_by_policy
 from service.commands.watch import exposition
 from service.delivering import deliver
 from service.domain.ids import uuid7
-from service.errors import Unavailable
+from service.errors import HitlError, Unavailable
 from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME
 from service.runtime import Runtime, open_runtime
-from service.settings import load_settings
+from service.settings import Settings, load_or_exit, load_settings, require_or_exit
 from service.store import dead_jobs, runs, workers
 from service.store.database import EVERY, Conn, answering
 
@@ -53,6 +53,15 @@ class Process:
     hidden: set[str] = field(default_factory=set)
 
 
+def prepared() -> Settings:
+    """The settings, with what must be in place before arq makes its worker. A bad one ends the process."""
+    settings = require_or_exit(load_or_exit())
+    arq_worker.install()
+    expected = (HitlError, RedisError, OSError)
+    faults.start(settings.sentry_dsn, process="worker", version=__version__, expected=expected)
+    return settings
+
+
 async def advance_run(ctx: dict[str, Any], run_id: str, token: int) -> None:
     process: Process = ctx["process"]
     await _told(ctx, "advance_run", process.orchestrator.advance(UUID(run_id)), run_id=run_id)
@@ -74,11 +83,13 @@ def _waited_ms(ctx: dict[str, Any]) -> int:
     return max(0, round((time.time() - due) * 1000))
 
 
+@tracing.traced("expire_approval", kind="consumer")
 async def expire_approval(ctx: dict[str, Any], approval_id: str) -> None:
     work = expiry.expire_on_time(ctx["process"].runtime.services, UUID(approval_id))
     await _told(ctx, "expire_approval", _done(work), approval_id=approval_id)
 
 
+@tracing.traced("remind_approval", kind="consumer")
 async def remind_approval(ctx: dict[str, Any], approval_id: str) -> None:
     work = expiry.remind_on_time(ctx["process"].runtime.services, UUID(approval_id))
     await _told(ctx, "remind_approval", _done(work), approval_id=approval_id)
@@ -103,6 +114,10 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     settings = load_settings()
     logs.configure(process="worker", level=settings.log_level, fmt=settings.log_format)
     stack = AsyncExitStack()
+    await stack.enter_async_context(faults.flushing())
+    await stack.enter_async_context(
+        tracing.exporting(settings.otel_exporter_otlp_endpoint, process="worker", version=__version__)
+    )
     runtime = await stack.enter_async_context(open_runtime(settings, process="worker", redis=ctx["redis"]))
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{uuid7().hex[-6:]}"
     orchestrator = HITLOrchestrator(runtime.services, worker_id=worker_id, lease_s=settings.hitl_lease_seconds)

@@ -37,7 +37,7 @@ DEADLINE_S = 20.0
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
-OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_", "DIRECT_")
+OURS = ("HITL_", "DATABASE_", "REDIS_", "OPENAI_", "REPLICATE_", "WEBSOCKET_", "DIRECT_", "OTEL_", "SENTRY_")
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from structlog.contextvars import bind_contextvars
 
 from service.api.body import read_answer, read_bytes, read_json
 from service.api.models import NoQuery
@@ -77,7 +78,9 @@ async def serve(operation: Operation, request: Request) -> Response:
     """Authenticate, unpack, call, pack. Refusals are raised as `HitlError` and mapped by the app."""
     services: Services = request.app.state.services
     principal = await authenticate(request, services, operation.permission)
-    note(request, tenant=principal.tenant or None, actor=principal.subject, **_ids(request.path_params))
+    about = _ids(request.path_params) | ({"tenant": principal.tenant} if principal.tenant else {})
+    note(request, actor=principal.subject, **about)
+    bind_contextvars(**about)  # for each line of this request
     _refuse_nul(request)
     query = _validated(operation.query, dict(request.query_params), "query")
     raw_body = await _raw_body(operation, request)

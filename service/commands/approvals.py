@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from service import tracing
 from service.commands.context import After, Services, carry_out, finish, queued, with_asked
 from service.commands.runs import Idempotency, taken
 from service.domain import approval as rules
@@ -77,6 +78,7 @@ async def only_open(services: Services, run_id: UUID, principal: Principal) -> U
     raise NoOpenApproval("the run has no open approval", extra={"run_status": run.status})
 
 
+@tracing.traced("decide")
 async def decide(
     services: Services,
     approval_id: UUID,

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import httpx2
 
+from service import tracing
 from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
@@ -135,7 +136,8 @@ async def release_next(conn: Conn, tenant: str, session_id: str, *, now: datetim
 
 
 def queued(run: Run, reason: str = "turn") -> Fact:
-    return Fact(EventType.RUN_QUEUED, "system", {"reason": reason, "token": run.fencing_token})
+    here = tracing.headers()  # for the job that this leads to: its span goes back to ours
+    return Fact(EventType.RUN_QUEUED, "system", {"reason": reason, "token": run.fencing_token, **here})
 
 
 def with_asked(run: Run, checkpoint: str, reasons: Sequence[str]) -> Run:

@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx2
 import orjson
 
-from service import __version__
+from service import __version__, tracing
 from service.commands.context import Services
 from service.commands.views import run_views
 from service.commands.webhooks import signing_secrets
@@ -58,9 +58,19 @@ class Webhooks:
         if taken is None:
             return
         message, url, body, secrets = taken
-        started = time.monotonic()
-        error = await self._post(url, message.id, body, secrets) if secrets else "secret_unreadable"
-        await self._settle(line, message, error, round((time.monotonic() - started) * 1000))
+        parent = await self._begun(line)
+        with tracing.span("webhook", kind="client", parent=parent, **tracing.outgoing("POST", url)):
+            started = time.monotonic()
+            error = await self._post(url, message.id, body, secrets) if secrets else "secret_unreadable"
+            await self._settle(line, message, error, round((time.monotonic() - started) * 1000))
+
+    async def _begun(self, line: Line) -> str | None:
+        """The span that the line's run began with: its webhooks are of its trace."""
+        if line.run_id is None or not tracing.on():
+            return None
+        async with self._services.db.connection(line.tenant) as conn:
+            run = await runs.find(conn, line.run_id)
+        return run.traceparent if run else None
 
     async def _take(self, line: Line) -> tuple[Message, str, bytes, list[str]] | None:
         """What is first in the line, with the body that every try of it sends; None when there is nothing to send."""
@@ -88,12 +98,14 @@ class Webhooks:
             "webhook-id": str(message_id),
             "webhook-timestamp": str(now),
             "webhook-signature": " ".join(sign(secret, str(message_id), now, body) for secret in secrets),
+            **tracing.headers(),
         }
         try:
             async with (
                 asyncio.timeout(self._answer_s),
                 self._client.stream("POST", url, content=body, headers=headers, timeout=None) as response,
             ):
+                tracing.note({"http.response.status_code": response.status_code})
                 if not 200 <= response.status_code < 300:
                     return f"http_{response.status_code}"
                 await _drain(response)

@@ -12,6 +12,7 @@ import httpx2
 import orjson
 from pydantic import AfterValidator, Field
 
+from service import tracing
 from service.domain.call import (
     Accepted,
     Answered,
@@ -117,12 +118,15 @@ class HttpProvider(Provider):
                 "X-HITL-Run-Id": str(request.run_id),
                 "X-HITL-Payload-SHA256": request.payload_sha256,
                 "X-HITL-Callback-Url": request.callback_url,
+                **tracing.headers(),
             }
         )
         config = request.config
+        tracing.note(tracing.outgoing(config.get("method", "POST"), config["url"]))
         async with self._client.stream(
             config.get("method", "POST"), config["url"], content=request.body, headers=headers, timeout=None
         ) as response:
+            tracing.note({"http.response.status_code": response.status_code})
             body = bytearray()
             async for piece in response.aiter_bytes():
                 body += piece

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from service import tracing
 from service.domain.call import Rejected, Unreachable
 from service.domain.canonical import JSON
 from service.providers.http import MAX_ANSWER_BYTES, parsed, retry_after_s
@@ -108,6 +109,7 @@ class ReplicateApi:
         later_s = await limiter.admit(patience_s=min(PATIENCE_S, timeout_s))
         if later_s is not None:
             return Silence("Replicate's rate limit is used up", sent=False, held_back_s=later_s)
+        tracing.note(tracing.outgoing(method, self.base_url))
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await _exchange(client, method, path, body, headers)
@@ -117,6 +119,7 @@ class ReplicateApi:
             return Silence("Replicate could not be reached", sent=False)
         except httpx2.RequestError:
             return Silence("the connection to Replicate broke before the answer", sent=True)
+        tracing.note({"http.response.status_code": reply.status})
         if reply.status == 429 and reply.reset_s:
             limiter.pause(reply.reset_s)
         return reply
