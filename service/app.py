@@ -25,6 +25,7 @@ from service.api.leaving import Leaving
 from service.api.operation import json_response
 from service.api.routes import routes
 from service.commands.watch import exposition
+from service.console import pages
 from service.errors import HitlError
 from service.exporter import exporting
 from service.live.hub import Hub
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Route("/openapi.json", _openapi),
             Route("/asyncapi.json", _asyncapi),
             Route("/docs", _docs),
+            *pages.routes(),
             Mount("/docs/static", StaticFiles(directory=str(static))),
         ],
         middleware=[

@@ -55,6 +55,12 @@ class _Unfit(_Fault):
     refusal = Unauthenticated
 
 
+class _Refused(_Fault):
+    """The provider does not take what it was sent."""
+
+    refusal = Unauthenticated
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A public key of the provider, and what it may be used with."""
@@ -78,11 +84,19 @@ class Issuer:
         self._refusal: type[HitlError] = IssuerUnavailable
         self._loading = asyncio.Lock()
 
+    @property
+    def url(self) -> str:
+        return self._url
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
     async def principal(self, token: str) -> Principal:
         """Whose token it is. Raises `Unauthenticated`, and `IssuerUnavailable` while there are no keys yet."""
+        return (await self.identity(token, self._audience))[0]
+
+    async def identity(self, token: str, audience: str) -> tuple[Principal, Mapping[str, Any]]:
+        """Whose token it is, made for this audience, with its claims. Raises as `principal`."""
         try:
             header = jwt.get_unverified_header(token)
             algorithm, kid = header.get("alg"), header.get("kid")
@@ -91,14 +105,30 @@ class Issuer:
         if not isinstance(algorithm, str) or not isinstance(kid, str | None) or "crit" in header:
             raise Unauthenticated("the token's header is not one that is understood here")
         key = await self._key(kid, algorithm)
-        claims = self._verified(token, key, algorithm)
+        claims = self._verified(token, key, algorithm, audience)
         principal = principal_of(claims, self._claims)
-        return replace(principal, shown=Proof("oidc", self._url), until=_end(claims))
+        return replace(principal, shown=Proof("oidc", self._url), until=_end(claims)), claims
 
-    def _verified(self, token: str, key: Key, algorithm: str) -> Mapping[str, Any]:
+    async def about(self) -> Mapping[str, Any]:
+        """The discovery document. Raises `IssuerUnavailable`, `Unauthenticated`."""
+        try:
+            return await self._discovered()
+        except _Fault as fault:
+            log.warning("oidc.failed", error=str(fault))
+            raise fault.refusal from None
+
+    async def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> Mapping[str, Any]:
+        """The provider's answer to a form. Raises `Unauthenticated` where it refuses, `IssuerUnavailable`."""
+        try:
+            return await self._document(url, form=form, headers=headers)
+        except _Fault as fault:
+            log.warning("oidc.failed", error=str(fault))
+            raise fault.refusal from None
+
+    def _verified(self, token: str, key: Key, algorithm: str, audience: str) -> Mapping[str, Any]:
         try:
             claims: Mapping[str, Any] = jwt.decode(
-                token, key.key, [algorithm], audience=self._audience, issuer=self._url, leeway=LEEWAY_S,
+                token, key.key, [algorithm], audience=audience, issuer=self._url, leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud"]},
             )  # fmt: skip
         except jwt.ExpiredSignatureError:
@@ -144,27 +174,36 @@ class Issuer:
             if first:
                 raise fault.refusal from None
 
-    async def _fetched(self) -> list[Key]:
+    async def _discovered(self) -> Mapping[str, Any]:
         about = await self._document(f"{self._url.rstrip('/')}/.well-known/openid-configuration")
         if about.get("issuer") != self._url:
             raise _Unfit("the discovery document is of another issuer")
+        return about
+
+    async def _fetched(self) -> list[Key]:
+        about = await self._discovered()
         uri = about.get("jwks_uri")
-        if not isinstance(uri, str) or not self._safe(uri):
+        if not isinstance(uri, str) or not self.safe(uri):
             raise _Unfit("jwks_uri is not an https URL")
         listed = (await self._document(uri)).get("keys")
         if not isinstance(listed, list):
             raise _Unfit("the key set is not one")
         return [key for jwk in listed if (key := _key_of(jwk)) is not None]
 
-    def _safe(self, uri: str) -> bool:
+    def safe(self, uri: str) -> bool:
         """https; or plain http on the issuer's own host, where the settings let the issuer be one of loopback."""
         there, here = urlsplit(uri), urlsplit(self._url)
         return there.scheme == "https" or (there.scheme == here.scheme and there.hostname == here.hostname)
 
-    async def _document(self, url: str) -> Mapping[str, Any]:
+    async def _document(
+        self, url: str, *, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any]:
         body = bytearray()
+        sent = self._client.stream("GET" if form is None else "POST", url, data=form, headers=headers)
         try:
-            async with asyncio.timeout(TIMEOUT_S), self._client.stream("GET", url) as answer:
+            async with asyncio.timeout(TIMEOUT_S), sent as answer:
+                if form is not None and 400 <= answer.status_code < 500:
+                    raise _Refused(f"the provider answered {answer.status_code}")
                 if answer.status_code != 200:
                     raise _Fault(f"the provider answered {answer.status_code}")
                 async for piece in answer.aiter_bytes():

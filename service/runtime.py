@@ -23,6 +23,7 @@ from service.providers.replicate import ReplicateProvider
 from service.providers.replicate_api import ReplicateApi
 from service.queue import RunQueue
 from service.settings import Settings, SettingsError, require
+from service.sign_on import SignOn
 from service.store.database import Database
 
 
@@ -49,6 +50,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     )
     client = guarded_client(settings.http_allow)
     issuer = _issuer(settings)
+    sign_on = _sign_on(settings, issuer)
     chat = OpenAIProvider(settings.openai_api_key, settings.openai_base_url)
     try:
         files = open_store(settings.files, endpoint=settings.hitl_files_endpoint)
@@ -70,6 +72,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         file_max_bytes=settings.hitl_file_max_bytes,
         client=client,
         issuer=issuer,
+        sign_on=sign_on,
     )
     try:
         yield Runtime(settings, services, own)
@@ -89,3 +92,10 @@ def _issuer(settings: Settings) -> Issuer | None:
     if settings.hitl_oidc_issuer is None or settings.hitl_oidc_audience is None:
         return None
     return Issuer(settings.hitl_oidc_issuer, settings.hitl_oidc_audience, settings.hitl_oidc_claims or {})
+
+
+def _sign_on(settings: Settings, issuer: Issuer | None) -> SignOn | None:
+    """Where people sign in to the console, where the settings say as which client."""
+    if issuer is None or settings.hitl_oidc_client_id is None:
+        return None
+    return SignOn(issuer, settings.hitl_oidc_client_id, settings.hitl_oidc_client_secret)

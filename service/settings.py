@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = {"HITL_SECRET_KEY", "HITL_SECRET_KEY_PREVIOUS", "DATABASE_URL", "REDIS_URL", "DIRECT_DATABASE_URL"}
 _SECRETS |= {"REPLICATE_API_TOKEN", "REPLICATE_WEBHOOK_SECRET", "OPENAI_API_KEY"}
+_SECRETS |= {"HITL_OIDC_CLIENT_SECRET"}
 _SECRETS |= {"WEBSOCKET_URL", "WEBSOCKET_API_KEY", "SENTRY_DSN"}  # a relay's URL may carry a token
 _EXTRAS = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("otel", "opentelemetry.exporter.otlp.proto.http"),
@@ -43,6 +44,8 @@ class Settings(BaseSettings):
     hitl_oidc_issuer: str | None = None
     hitl_oidc_audience: str | None = None
     hitl_oidc_claims: Annotated[dict[str, str], NoDecode] | None = None
+    hitl_oidc_client_id: Annotated[str, Field(max_length=500)] | None = None
+    hitl_oidc_client_secret: str | None = Field(default=None, repr=False)
     hitl_public_url: str | None = None
     hitl_max_jobs: Annotated[int, Field(ge=1, le=10_000)] = 100
     hitl_poll_delay: Annotated[float, Field(gt=0, le=60)] = 0.5
@@ -233,6 +236,10 @@ def load_settings(**overrides: Any) -> Settings:
     oidc = {"HITL_OIDC_ISSUER": settings.hitl_oidc_issuer, "HITL_OIDC_AUDIENCE": settings.hitl_oidc_audience}
     for missing in [name for name, value in oidc.items() if any(oidc.values()) and value is None]:
         raise SettingsError(f"{missing}: got nothing; allowed: a value, since the other of {' and '.join(oidc)} is set")
+    if settings.hitl_oidc_client_id is not None and settings.hitl_oidc_issuer is None:
+        raise SettingsError("HITL_OIDC_ISSUER: got nothing; allowed: a URL, since HITL_OIDC_CLIENT_ID is set")
+    if settings.hitl_oidc_client_secret is not None and settings.hitl_oidc_client_id is None:
+        raise SettingsError("HITL_OIDC_CLIENT_ID: got nothing; allowed: a name, since HITL_OIDC_CLIENT_SECRET is set")
     return settings
 
 

@@ -5,7 +5,6 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from service.api import paging
 from service.api.models import (
     ApprovalList,
     ApprovalView,
@@ -22,6 +21,7 @@ from service.api.operation import Call, Operation, Reply, pointers
 from service.api.problems import problem
 from service.api.reviewing import delegation_view
 from service.api.runs import idempotency
+from service.border import paging
 from service.commands import approvals as commands
 from service.commands.approvals import Decided, Question
 from service.commands.seen import note_seen

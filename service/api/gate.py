@@ -14,8 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from service.api.body import MAX_BYTES
 from service.api.edges import MAX_HEADERS_BYTES, SECURITY, bare_problem
+from service.border.body import MAX_BYTES
 from service.errors import BadRequest, HeadersTooLarge, HitlError, RequestTimeout
 
 SOCKET_LINE: Final = 8000

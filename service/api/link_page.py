@@ -2,7 +2,6 @@
 
 import base64
 import html
-import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -14,6 +13,7 @@ from service.commands.links import Shown
 from service.domain import approval as rules
 from service.domain.approval import Approval, ApprovalStatus
 from service.domain.policy import Checkpoint
+from service.domain.text import visible
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -188,11 +188,7 @@ def _json(value: Any) -> str:
 
 def _text(text: str) -> str:
     """Escaped, and with what would turn or hide text made visible: a reviewer must see what is sent."""
-    return html.escape("".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in text))
-
-
-def _hidden(char: str) -> bool:
-    return char not in "\n\t\r\u200d" and unicodedata.category(char) in ("Cc", "Cf")
+    return html.escape(visible(text))
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated, Any, Final, cast, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -10,9 +10,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from service.api import link_page
-from service.api.body import read_bytes
 from service.api.models import Answer
 from service.api.operation import Call, Operation, Reply
+from service.border.body import read_bytes
+from service.border.origin import check_form_origin
 from service.commands.context import Services
 from service.commands.links import decide_by_link, make_link, open_link
 from service.commands.seen import note_seen
@@ -94,7 +95,7 @@ async def _show(
 
 
 async def _decide(request: Request, services: Services, token: str) -> Response:
-    _check_origin(request, services)
+    check_form_origin(request, services.public_url)
     try:
         form = await _form(request)
         order = Order(_action(form), reason=_reason(form))
@@ -103,17 +104,6 @@ async def _decide(request: Request, services: Services, token: str) -> Response:
         says = [f"{fault['pointer'].removeprefix('/')} {fault['message']}" for fault in refusal.errors]
         return await _show(services, token, problems=(refusal.detail, *says), status=refusal.status)
     return _html(link_page.done_page(decided.approval), 200)
-
-
-def _check_origin(request: Request, services: Services) -> None:
-    """A browser says where a form comes from: by its origin, or, where it withholds that (`null`), by
-    `Sec-Fetch-Site`, which no page can set. A client that says nothing has the nonce still."""
-    origin = request.headers.get("origin")
-    here = urlsplit(services.public_url)
-    ours = origin is None or origin.lower() == f"{here.scheme}://{here.netloc}".lower()
-    withheld = origin == "null" and request.headers.get("sec-fetch-site") == "same-origin"
-    if not (ours or withheld):
-        raise Forbidden("the form comes from another site")
 
 
 async def _form(request: Request) -> dict[str, str]:

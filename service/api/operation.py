@@ -10,8 +10,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
-from service.api.body import read_answer, read_bytes, read_json
 from service.api.models import NoQuery
+from service.border.body import read_answer, read_bytes, read_json
 from service.commands import principals
 from service.commands.context import Services
 from service.domain.ids import parse_id

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from starlette.responses import Response
 
-from service.api import paging, streams
+from service.api import streams
 from service.api.models import (
     CancelQuery,
     Changed,
@@ -28,6 +28,7 @@ from service.api.models import (
 )
 from service.api.operation import Call, Operation, Reply
 from service.api.views import job_view, run_view
+from service.border import paging
 from service.commands import runs as commands
 from service.commands.runs import Idempotency, StartRun
 from service.commands.seen import note_seen

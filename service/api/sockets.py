@@ -6,26 +6,26 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service import logs
-from service.api.body import MAX_BYTES, parse
 from service.api.frames import SUBPROTOCOL, Subscribe, Unsubscribe, read_frame
 from service.api.messages import answer, frame, refusal
 from service.api.models import EmptyRequest, TicketView
 from service.api.operation import Call, Operation, Reply, authenticate
 from service.api.problems import on_refusal
+from service.border.body import MAX_BYTES, parse
+from service.border.origin import check_origin
 from service.commands import tickets
 from service.commands.context import Services
 from service.commands.seen import note_seen
 from service.domain.ids import parse_id
 from service.domain.principal import Permission, Principal
-from service.errors import ForeignOrigin, HitlError, InvalidJson, NotFound, TooManySubscriptions
+from service.errors import HitlError, InvalidJson, NotFound, TooManySubscriptions
 from service.live.hub import Hub
 from service.live.reader import Ended, Reader, Subscription, Topic
 from service.live.replay import replay
@@ -38,7 +38,6 @@ STUCK_S: Final = 30.0
 CLOSE_S: Final = 60.0
 NORMAL, REVOKED, TOO_LARGE, RESTARTING, TRY_AGAIN = 1000, 1008, 1009, 1012, 1013
 _CODES: Final = {Ended.BEHIND: TRY_AGAIN, Ended.REVOKED: REVOKED, Ended.STOPPING: RESTARTING}
-_PORTS: Final = {"http": 80, "https": 443}
 
 log = logs.get_logger("api.sockets")
 
@@ -67,21 +66,6 @@ async def endpoint(socket: WebSocket) -> None:
     code = await Connection(socket, services, hub, principal).run()
     took_ms = round((time.monotonic() - started) * 1000)
     log.info("socket.closed", code=code, tenant=principal.tenant, actor=principal.subject, duration_ms=took_ms)
-
-
-def check_origin(connection: HTTPConnection, public_url: str) -> None:
-    """Raises `ForeignOrigin` for a browser's page of another site. No Origin: no browser."""
-    origin = connection.headers.get("origin")
-    if origin is not None and _origin(origin) != _origin(public_url):
-        raise ForeignOrigin("the Origin is not that of HITL_PUBLIC_URL")
-
-
-def _origin(url: str) -> tuple[str, str, int | None] | None:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
-        return None
 
 
 async def _principal(socket: WebSocket, services: Services) -> Principal:

@@ -1,33 +1,27 @@
 """Routes of Server-Sent Events: one run's events, or those of a session's or a user's runs."""
 
 from collections.abc import AsyncIterator
-from typing import Final, Self, cast
+from typing import Final, Self
 from uuid import UUID
 
-import anyio
 from pydantic import BaseModel, model_validator
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.api.models import EventView, Id
 from service.api.operation import Call, Operation
+from service.border.stream import RETRY_MS, Stream
 from service.domain.event import Event
 from service.domain.frame import TERMINAL
 from service.domain.snapshot import Cursor
 from service.errors import Invalid, NotFound, Unavailable
 from service.live.hub import Hub, run_topic
-from service.live.reader import Ended, Reader, Subscription, Topic, event_json
+from service.live.reader import Reader, Subscription, Topic, event_json
 from service.live.replay import missed, replay
 from service.store import events, runs
 from service.store.database import Database
 
-HEARTBEAT_S: Final = 15
-RETRY_MS: Final = 1000
-STUCK_S: Final = 30.0
-GRACE_S: Final = 1.0
 EVENT_STREAM: Final = "text/event-stream"
 
 
@@ -56,7 +50,7 @@ async def follow_run(call: Call, run_id: UUID, after: int) -> Response:
     reader = _reader(call)
     topic = run_topic(run.tenant, run_id)
     over = run.final and run.event_seq <= after
-    return _Stream(reader, _nothing() if over else _run(_hub(call), call.services.db, reader, topic, run_id, after))
+    return Stream(reader, _nothing() if over else _run(_hub(call), call.services.db, reader, topic, run_id, after))
 
 
 async def follow_line(call: Call) -> Response:
@@ -73,7 +67,7 @@ async def follow_line(call: Call) -> Response:
     if cursor.until.xmax > now.xmax:  # of another server: this one was restored from it
         cursor = Cursor(now, now)
     reader = _reader(call)
-    return _Stream(reader, _line(_hub(call), call.services.db, reader, topic, cursor))
+    return Stream(reader, _line(_hub(call), call.services.db, reader, topic, cursor))
 
 
 async def _run(
@@ -146,36 +140,6 @@ def _run_event(event: Event, text: str | None = None) -> ServerSentEvent:
 def _line_event(event: Event, cursor: Cursor, text: str | None = None) -> ServerSentEvent:
     place = Cursor(cursor.since, cursor.until, (event.run_id, event.seq))
     return ServerSentEvent(text or event_json(event), id=place.encode(), event=event.type, sep="\n")
-
-
-class _Stream(EventSourceResponse):
-    """Ends when its generator does: at the end of the run, when the key is revoked, when the process stops, when
-    the reader is behind; and when it is stuck. It resumes from the id that came last."""
-
-    def __init__(self, reader: Reader, told: AsyncIterator[ServerSentEvent]) -> None:
-        super().__init__(
-            told,
-            ping=HEARTBEAT_S,
-            ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep="\n"),
-            sep="\n",
-            send_timeout=STUCK_S,
-            shutdown_event=cast("anyio.Event", _Stop(reader)),  # it is only ever set
-            shutdown_grace_period=GRACE_S,
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            return
-
-
-class _Stop:
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def set(self) -> None:
-        self._reader.end(Ended.STOPPING)
 
 
 def _hub(call: Call) -> Hub:

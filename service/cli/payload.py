@@ -7,9 +7,9 @@ import click
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from service.api.body import parse
 from service.api.models import RunInput, StartHitlRequest, StartRunRequest
 from service.api.operation import pointers
+from service.border.body import parse
 from service.cli.output import dumps, json_option, show
 from service.domain import form, payload
 from service.domain.call import Description

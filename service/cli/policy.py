@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, Final
 import click
 from pydantic import ValidationError
 
-from service.api.body import parse
 from service.api.operation import pointers
+from service.border.body import parse
 from service.cli.embed import operate
 from service.cli.operate import tenant_option
 from service.cli.output import dumps, json_option, show

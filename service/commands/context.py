@@ -23,6 +23,7 @@ from service.notifier import Notifier
 from service.oidc import Issuer
 from service.providers.registry import Registry
 from service.queue import RunQueue
+from service.sign_on import SignOn
 from service.store import approvals, cancels, runs
 from service.store.database import Conn, Database
 
@@ -47,6 +48,7 @@ class Services:
     file_max_bytes: int
     client: httpx2.AsyncClient
     issuer: Issuer | None = None
+    sign_on: SignOn | None = None
     limits: Limits = field(default_factory=Limits)
     noted: Recent = field(default_factory=Recent)
 

@@ -1,0 +1,1 @@
+"""Floor 7: the console, the door of people: pages that are whole on the server."""

@@ -1,0 +1,123 @@
+"""What a person does with an approval: decide, decide many, claim, release. The same commands as the API's."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast, get_args
+from uuid import UUID
+
+from starlette.responses import RedirectResponse, Response
+
+from service.border.body import parse
+from service.commands import approvals as commands
+from service.console.page import Page, Visit
+from service.console.words import STATES
+from service.domain.approval import Action, Approval, Order
+from service.domain.ids import parse_id
+from service.domain.principal import Permission
+from service.errors import HitlError, Invalid, InvalidJson
+
+CHANNEL: Final = "console"
+MAX_REASON: Final = 10_000
+MAX_PICKED: Final = 500
+_DECIDE: Final = Permission.DECIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one of many."""
+
+    id: str
+    ok: bool
+    title: str
+    detail: str = ""
+
+
+async def decide(visit: Visit) -> Response:
+    """Take the answer. Back to where the person was, or what came of it as JSON for the script."""
+    approval_id = visit.id("approval_id")
+    order = order_of(visit)
+    decided = await commands.decide(visit.services, approval_id, order, visit.principal, channel=CHANNEL)
+    if visit.wants_json:
+        return visit.json(
+            {
+                "ok": True,
+                "title": STATES[decided.approval.status] if not decided.approval.is_open else "Your vote was taken",
+                "detail": "",
+            }
+        )
+    return RedirectResponse(_back(visit, approval_id), 303)
+
+
+async def decide_many(visit: Visit) -> Response:
+    """One answer for each that was picked, each on its own; and what came of each."""
+    picked = visit.form.all("pick")
+    if not picked or len(picked) > MAX_PICKED:
+        raise Invalid(f"pick 1 to {MAX_PICKED} approvals first")
+    results = [await _one_of_many(visit, text) for text in picked]
+    return visit.html("results.html", results=results, taken=sum(result.ok for result in results))
+
+
+async def claim(visit: Visit) -> Response:
+    """Keep it from others for ten minutes."""
+    return await _claim(visit, release=False)
+
+
+async def release(visit: Visit) -> Response:
+    """Let the claim go."""
+    return await _claim(visit, release=True)
+
+
+def order_of(visit: Visit, payload_sha256: str | None = None) -> Order:
+    """The answer in the form. Raises `Invalid`."""
+    form = visit.form
+    action = form.get("action")
+    if action not in get_args(Action):
+        raise Invalid("choose an answer", errors=[{"pointer": "/action", "message": "is required"}])
+    reason = form.get("reason").strip() or None
+    if reason is not None and len(reason) > MAX_REASON:
+        message = f"has more than {MAX_REASON} characters"
+        raise Invalid("the reason is too long", errors=[{"pointer": "/reason", "message": message}])
+    edits: Any = None
+    if form.get("edits").strip():
+        try:
+            edits = parse(form.get("edits").encode())
+        except InvalidJson as fault:
+            raise Invalid(fault.detail, errors=[{"pointer": "/edits", "message": "is not JSON"}]) from None
+    sha = payload_sha256 or form.get("payload_sha256") or None
+    return Order(cast("Action", action), edits, reason, sha)
+
+
+async def _one_of_many(visit: Visit, text: str) -> Result:
+    named, _, sha = text.partition(" ")
+    approval_id = parse_id(named)
+    if approval_id is None:
+        return Result("", ok=False, title="Not found")
+    try:
+        order = order_of(visit, sha or None)
+        decided = await commands.decide(visit.services, approval_id, order, visit.principal, channel=CHANNEL)
+    except HitlError as refusal:
+        return Result(str(approval_id), ok=False, title=refusal.title, detail=refusal.detail)
+    return Result(str(approval_id), ok=True, title=STATES[decided.approval.status])
+
+
+async def _claim(visit: Visit, *, release: bool) -> Response:
+    approval_id = visit.id("approval_id")
+    act: Callable[..., Awaitable[Approval]] = commands.claim
+    await act(visit.services, approval_id, visit.principal, release=release)
+    if visit.wants_json:
+        return visit.json({"ok": True, "title": "Released" if release else "Claimed", "detail": ""})
+    return RedirectResponse(_back(visit, approval_id), 303)
+
+
+def _back(visit: Visit, approval_id: UUID) -> str:
+    """The inbox as it was, where the answer was given there."""
+    back = visit.form.get("back")
+    return back if back.startswith("/?") and back.isprintable() else f"/approvals/{approval_id}"
+
+
+PAGES: Final = (
+    Page("/approvals/{approval_id}/decision", {"POST": decide}, _DECIDE),
+    Page("/approvals/{approval_id}/claim", {"POST": claim}, _DECIDE),
+    Page("/approvals/{approval_id}/release", {"POST": release}, _DECIDE),
+    Page("/decisions", {"POST": decide_many}, _DECIDE),
+)

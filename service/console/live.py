@@ -1,0 +1,74 @@
+"""A stream that says when a page is no longer what it was; the page then asks for itself again.
+
+What is asked is one small query, whose answer (the mark) stands for the page; a hint from the notifier asks at once,
+and without hints it is asked every two seconds. The page says which mark it was made with, so that nothing falls
+between the page and its stream.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+from service.border.stream import RETRY_MS, Stream
+from service.commands import sessions
+from service.console import cookies
+from service.console.page import Visit
+from service.errors import HitlError, Unavailable
+from service.live.hub import Hub
+from service.live.reader import Reader
+
+IDLE_S: Final = 2.0
+GATHER_S: Final = 0.15
+Look = Callable[[], Awaitable[str]]
+
+
+def changes(visit: Visit, look: Look) -> Response:
+    """`changed` events, each with the mark of what the page is now; `gone` when the session is over."""
+    reader = Reader(visit.principal.tenant, key_id=visit.principal.key_id, frames=False)
+    return Stream(reader, _told(visit, reader, look))
+
+
+async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[ServerSentEvent]:
+    hub: Hub = visit.request.app.state.hub
+    mark = visit.request.query_params.get("seen", "")
+    yield ServerSentEvent(comment="here", retry=RETRY_MS, sep="\n")
+    with hub.attached(reader), visit.services.notifier.follow_all() as changed:
+        while reader.ended is None:
+            changed.clear()
+            try:
+                now = await look()
+                if not await _still_in(visit):
+                    break
+            except Unavailable:  # Postgres comes back, and the mark is still known
+                await _wait(reader, changed)
+                continue
+            except HitlError:  # it is not theirs any more
+                break
+            if now != mark:
+                mark = now
+                yield ServerSentEvent(now, event="changed", sep="\n")
+            await _wait(reader, changed)
+    yield ServerSentEvent("gone", event="gone", sep="\n")
+
+
+async def _wait(reader: Reader, changed: asyncio.Event) -> None:
+    """Until something may have changed, or nobody follows any more; hints come in bursts."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(changed.wait()), group.create_task(reader.gone.wait())]
+        await asyncio.wait(tasks, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GATHER_S):
+            await reader.gone.wait()
+
+
+async def _still_in(visit: Visit) -> bool:
+    if not visit.request.app.state.auth_required:
+        return True
+    token = cookies.read(visit.request, visit.services, cookies.SESSION)
+    return await sessions.recognise(visit.services, token) is not None

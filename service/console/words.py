@@ -1,0 +1,121 @@
+"""What the service says in codes, said to a person."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+
+from service.domain.approval import Approval, ApprovalStatus, escalates, silence_may_approve, standing
+from service.domain.fields import PROMPTS
+
+MAX_GIST: Final = 220
+
+_CHECKPOINTS: Final = {
+    "information_review": "Information review",
+    "payload_review": "Payload review",
+    "response_review": "Response review",
+    "error_recovery": "Error recovery",
+    "outcome_unknown": "Outcome unknown",
+}
+_REASONS: Final = {
+    "policy.require_human": "the run asks for a human at every step",
+    "confidence.below": "the service is less sure of the input than the run demands",
+    "changes.above": "more fields differ from the example than the run allows",
+    "cost.above": "the estimated cost is above the run's limit",
+    "quality.below": "the quality of the output is below the run's limit",
+    "provider.error": "the provider refused the payload",
+    "provider.outcome_unknown": "the call was sent and never answered",
+    "requested": "a program asks",
+}
+_FLAGS: Final = {
+    "nsfw": "not safe for work",
+    "pii": "personal data",
+    "copyright": "copyright",
+    "content_filter": "stopped by a content filter",
+    "refusal": "the model refused",
+}
+STATES: Final = {
+    ApprovalStatus.PENDING: "Open",
+    ApprovalStatus.APPROVED: "Approved",
+    ApprovalStatus.EDITED: "Approved with changes",
+    ApprovalStatus.REJECTED: "Rejected",
+    ApprovalStatus.RETRIED: "Tried again",
+    ApprovalStatus.EXPIRED: "Expired",
+    ApprovalStatus.CANCELLED: "Cancelled",
+}
+DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "asked for another try"}
+ORIGINS: Final = {
+    "prompt": "from the prompt",
+    "attachment": "from an attachment",
+    "conversation": "from the conversation",
+    "example": "from the example",
+    "schema_default": "the default",
+    "edited": "edited",
+}
+
+
+def checkpoint(name: str) -> str:
+    """The name of a checkpoint, ours or a program's own."""
+    return _CHECKPOINTS.get(name, name)
+
+
+def reason(code: str) -> str:
+    """Why it stopped, in words; a code that is not known here stands for itself."""
+    if code in _REASONS:
+        return _REASONS[code]
+    kind, _, what = code.partition(".")
+    match kind:
+        case "missing":
+            return f"{what} is missing"
+        case "safety":
+            return f"flagged: {_FLAGS.get(what, what)}"
+        case _:
+            return code
+
+
+def silence(approval: Approval) -> str:
+    """What becomes of it when nobody answers."""
+    if approval.clock_stopped_at is not None:
+        return "paused: the clock stands still"
+    if escalates(approval):
+        assert approval.escalate_to is not None
+        return f"then {', '.join((*approval.escalate_to.users, *approval.escalate_to.groups))} will be asked"
+    if approval.on_timeout == "approve" and silence_may_approve(approval):
+        return "then it is approved"
+    return "then it is rejected"
+
+
+def left(until: datetime, now: datetime) -> str:
+    """How long until then, for those without script."""
+    seconds = int((until - now).total_seconds())
+    if seconds <= 0:
+        return "time is out"
+    days, hours, minutes = seconds // 86_400, seconds // 3600 % 24, seconds // 60 % 60
+    if seconds >= 2 * 86_400:
+        return f"{days} d {hours} h"
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {minutes} min"
+    return f"{minutes} min" if seconds >= 300 else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+
+
+def gist(approval: Approval) -> str:
+    """What it is about in a line or two: the output under review, else the prompt, else the payload as it is."""
+    context = approval.context
+    subject = context.get("output") if context.get("output") is not None else context.get("payload")
+    if isinstance(subject, Mapping):
+        subject = next((subject[name] for name in PROMPTS if isinstance(subject.get(name), str)), subject)
+    if subject is None:
+        rest = {name: value for name, value in context.items() if name != "payload"}
+        subject = rest if approval.run_id is None and rest else ""
+    text = " ".join((subject if isinstance(subject, str) else _flat(subject)).split())
+    return text if len(text) <= MAX_GIST else text[:MAX_GIST] + "…"
+
+
+def votes(approval: Approval) -> int:
+    """How many reviewers let through what is under review now."""
+    return len({decision.actor for decision in standing(approval)}) if approval.decisions else 0
+
+
+def _flat(value: Any) -> str:
+    return orjson.dumps(value).decode()

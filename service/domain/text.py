@@ -1,0 +1,12 @@
+"""Text of others, made safe to judge by: what would turn or hide it is made visible."""
+
+import unicodedata
+
+
+def visible(text: str) -> str:
+    """With every character that is not seen, or that turns the text around, spelled out."""
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in text)
+
+
+def _hidden(char: str) -> bool:
+    return char not in "\n\t\r\u200d" and unicodedata.category(char) in ("Cc", "Cf")
