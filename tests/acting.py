@@ -8,6 +8,7 @@ from uuid import UUID
 
 from service.commands.context import Services
 from service.commands.runs import StartRun, start_run
+from service.domain.plan import Documents
 from service.domain.policy import HitlConfig
 from service.domain.run import Run
 from service.orchestrator import HITLOrchestrator
@@ -46,6 +47,12 @@ async def look(runtime: Runtime, run_id: UUID) -> Run:
         run = await runs.find(conn, run_id)
     assert run is not None
     return run
+
+
+async def docs_of(runtime: Runtime, run_id: UUID) -> Documents:
+    """The run's documents, opened."""
+    async with runtime.services.db.connection() as conn:
+        return await runs.documents(conn, run_id)
 
 
 async def story(runtime: Runtime, run_id: UUID) -> list[str]:

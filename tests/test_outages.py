@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.store.database import Conn, Database
 from service.store.migrate import migrate
 from service.worker import Heartbeat, Presence
-from tests.acting import becomes, begin, look, sql, story, within, worker
+from tests.acting import becomes, begin, docs_of, look, sql, story, within, worker
 from tests.conftest import WORKER, Gated, Provider, base_env, echo, eventually, http_tool, process
 
 
@@ -93,7 +93,7 @@ async def test_an_answer_that_came_while_postgres_was_away_is_written_once_it_is
     gated.opened.set()
     assert await task == "completed"
     assert gated.effects == {f"{run_id}-1": 1}
-    assert await sql(house.runtime, "select output from run_documents where run_id = $1", run_id) == {"kept": 1}
+    assert (await docs_of(house.runtime, run_id)).output == {"kept": 1}
     told = await story(house.runtime, run_id)
     assert (told.count("provider.completed"), told.count("provider.submitted")) == (1, 1)
     assert "run.recovered" not in told
@@ -148,7 +148,7 @@ async def test_a_worker_that_lost_the_run_meanwhile_writes_nothing(house: House,
     assert await task == "lease_lost"
     run = await look(house.runtime, run_id)
     assert (run.status, run.lease_until) == ("queued", None)
-    assert await sql(house.runtime, "select output from run_documents where run_id = $1", run_id) is None
+    assert (await docs_of(house.runtime, run_id)).output is None
 
 
 class Deaf(Database):

@@ -45,7 +45,7 @@ def _run_view(
         "finished_at": when(run.finished_at),
         "submitter": run.submitter,
         "priority": run.priority,
-        "run_input": docs.run_input,
+        "run_input": None if docs.erased_at else docs.run_input,
         "hitl_config": policy.dump(docs.config),
         "payload": docs.payload,
         "payload_sha256": run.payload_sha256,
@@ -67,6 +67,7 @@ def _run_view(
         "timings": _timings(run, now),
         "cost": {"estimated_usd": run.estimated_usd, "actual_usd": run.actual_usd},
         "version": run.version,
+        "content_erased_at": when(docs.erased_at),
     }
 
 
@@ -74,7 +75,7 @@ def _issues(docs: Documents, waiting: Sequence[Approval]) -> list[dict[str, Any]
     """What keeps the payload from being sent: the provider's complaints while they are open, else ours."""
     for approval in waiting:
         if approval.checkpoint_type == policy.Checkpoint.ERROR_RECOVERY:
-            told: list[dict[str, Any]] = approval.context["validation_issues"]
+            told: list[dict[str, Any]] = approval.context.get("validation_issues", [])
             return told
     return form.issues(docs.payload, schema_of(docs)) if docs.payload is not None else []
 

@@ -43,6 +43,7 @@ class Outbox:
 
 class _Connection(asyncpg.Connection):
     outbox: Outbox
+    vault: object  # the keys of content: `store.content` knows them
 
 
 def outbox(conn: Conn) -> Outbox:
@@ -53,12 +54,14 @@ def outbox(conn: Conn) -> Outbox:
 
 class Database:
     """One pool a process. `pooler` turns off what a transaction pooler cannot carry; with `relays` every event is
-    also a message to the relay."""
+    also a message to the relay; without a `vault` no content can be written or read."""
 
     def __init__(
-        self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False
-    ) -> None:
+        self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False,
+        vault: object = None,
+    ) -> None:  # fmt: skip
         self._relays = relays
+        self._vault = vault
         self._filled = False
         self._url = url
         self._max_size = max_size
@@ -156,6 +159,7 @@ class Database:
     async def _init(self, conn: Conn) -> None:
         assert isinstance(conn, _Connection)
         conn.outbox = Outbox(self._relays)
+        conn.vault = self._vault
         for kind in ("json", "jsonb"):
             mark = b"\x01" if kind == "jsonb" else b""
             await conn.set_type_codec(
