@@ -59,6 +59,8 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "metrics.not_served": "that port is taken; the process runs without it",
     "purge.finished": "what was over for longer than its tenant keeps it was removed: counts",
     "purge.failed": "the file store is away; the runs stay until the next time",
+    "content.erased": "a person's content was erased: counts, and the id of its record",
+    "content.rewrapped": "content keys were wrapped anew after the master secret was rotated: count",
     "lib": "a line of a library at WARNING or above",
 }
 

@@ -1,6 +1,7 @@
 """A run as the JSON of the contract, the same in answers and in messages to the outside."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +24,8 @@ async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list
     waiting = await approvals.open_of_runs(conn, ids)
     history = await runs.steps_of(conn, ids)
     now = services.db.now()
-    return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in page]
+    told = [replace(run, error=await runs.error_of(conn, run)) for run in page]
+    return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in told]
 
 
 def _run_view(

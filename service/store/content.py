@@ -136,6 +136,31 @@ async def _late_key(conn: Conn, keys: Vault, subject: UUID) -> bytes:
     return wrapped
 
 
+async def rewrap(conn: Conn, keyring: Keyring, *, after: UUID, limit: int) -> tuple[list[UUID], int]:
+    """A page of the keys that another master secret wrapped, in order, and how many of them could be wrapped anew."""
+    rows = await conn.fetch(
+        """
+        select subject, wrapped from content_keys where subject > $1 and substring(wrapped for $2) <> $3
+        order by subject limit $4 for update skip locked
+        """,
+        after,
+        len(keyring.wrap_name),
+        keyring.wrap_name,
+        limit,
+    )
+    keys = {row["subject"]: keyring.unwrap(row["wrapped"], row["subject"].bytes) for row in rows}
+    anew = {subject: keyring.wrap(key, subject.bytes) for subject, key in keys.items() if key is not None}
+    await conn.execute(
+        """
+        update content_keys k set wrapped = n.wrapped from unnest($1::uuid[], $2::bytea[]) as n (subject, wrapped)
+        where k.subject = n.subject
+        """,
+        list(anew),
+        list(anew.values()),
+    )
+    return list(keys), len(anew)
+
+
 # ---- reading
 
 
@@ -197,6 +222,14 @@ class Reader:
 def reader(conn: Conn, subject: UUID, wrapped: bytes | None) -> Reader:
     """`wrapped`: of the row of `content_keys`, read with what it opens. Raises `ContentUnreadable`."""
     return Reader(subject, None if wrapped is None else vault(conn).unwrapped(subject, wrapped))
+
+
+async def reader_of(conn: Conn, subject: UUID) -> Reader:
+    """For what was read before without its key."""
+    key = vault(conn).seen(subject)
+    if key is not None:
+        return Reader(subject, key)
+    return reader(conn, subject, await conn.fetchval("select wrapped from content_keys where subject = $1", subject))
 
 
 def event_of(conn: Conn, row: Row) -> Event:

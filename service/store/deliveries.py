@@ -8,6 +8,7 @@ from uuid import UUID
 
 from service.domain.delivery import Kind, Told
 from service.domain.ids import uuid7
+from service.errors import ContentErased
 from service.store import content
 from service.store.database import Conn
 
@@ -242,10 +243,12 @@ async def put_down(conn: Conn, line: Line, *, wait: timedelta) -> None:
 
 
 async def again(conn: Conn, message_id: UUID, tenant: str | None) -> bool:
-    """Make a webhook due once more, under the same id and with all its tries. False: there is none such."""
+    """Make a webhook due once more, under the same id and with all its tries. False: there is none such.
+    Raises `ContentErased`: there is nothing left to send, nor where to."""
     line = await conn.fetchrow(
         """
-        select l.subject, l.kind from deliveries d join delivery_lines l using (subject, kind)
+        select l.subject, l.kind, exists (select from erased_content e where e.subject = l.subject) as erased
+        from deliveries d join delivery_lines l using (subject, kind)
         where d.id = $1 and d.kind = 'webhook' and ($2::text is null or d.tenant = $2) for update of l
         """,
         message_id,
@@ -253,6 +256,8 @@ async def again(conn: Conn, message_id: UUID, tenant: str | None) -> bool:
     )
     if line is None:
         return False
+    if line["erased"]:
+        raise ContentErased("the content of this webhook was erased")
     await conn.execute(
         "update deliveries set status = 'waiting', tries = 0, error = null, delivered_at = null where id = $1",
         message_id,

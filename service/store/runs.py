@@ -1,6 +1,6 @@
 """Rows of `runs`, `run_documents` and `steps`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from service.domain import policy
+from service.domain.content import is_sealed
 from service.domain.delivery import told, url_host
 from service.domain.event import Event, EventType, Fact, chain
 from service.domain.plan import Documents
@@ -158,6 +159,7 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     Returns run and events as they stand."""
     run, appended = chain(run, facts, at=now)
     stored = await _stored(conn, run, appended)
+    error = await _sealed_error(conn, run)
     box = outbox(conn)
     messages = await conn.fetchval(
         """
@@ -189,7 +191,7 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
-        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
+        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, error, now, run.tenant,
         *events.columns(stored), *deliveries.columns(told(appended, relays=box.relays)), STATE_VERSION,
     )  # fmt: skip
     box.filled = box.filled or bool(messages)
@@ -202,6 +204,22 @@ async def _stored(conn: Conn, run: Run, appended: list[Event]) -> list[Event]:
         return appended
     pen = await content.pen(conn, run.id)
     return [pen.told(event) for event in appended]
+
+
+async def _sealed_error(conn: Conn, run: Run) -> Mapping[str, Any] | None:
+    """What ended the run in people's or a provider's words is content; the rest of the error is the record."""
+    if run.error is None or run.error["message"] is None or is_sealed(run.error["message"]):
+        return run.error
+    pen = await content.pen(conn, run.id)
+    return {**run.error, "message": pen.seal("runs.error", message=run.error["message"])}
+
+
+async def error_of(conn: Conn, run: Run) -> Mapping[str, Any] | None:
+    """The run's error with its message to be read. Whose documents were read has a key that is known by then."""
+    if run.error is None or not is_sealed(run.error["message"]):
+        return run.error
+    read = await content.reader_of(conn, run.id)
+    return {**run.error, **read.values(run.error, "runs.error", "message", ("message",))}
 
 
 async def documents(conn: Conn, run_id: UUID) -> Documents:
