@@ -6,48 +6,30 @@ create function hitl_role() returns name language sql stable
 return ('hitl_service_' || case when octet_length(current_database()::text) <= 50 then current_database()::text
                                 else md5(current_database()::text) end)::name;
 
--- What a purge leaves of a run: that there was one, and how its chain ended.
-create table tombstones (
-    run_id      uuid primary key,
-    tenant      text not null,
-    status      text not null,
-    event_seq   bigint not null,
-    event_hash  text not null,
-    created_at  timestamptz not null,
-    finished_at timestamptz not null,
-    purged_at   timestamptz not null default now()
-);
-
 -- The one way to delete a run, for a role that may not delete: what is over for long enough, at least a day.
-create function hitl_purge_runs(wanted uuid[], of_tenant text, kept interval) returns bigint
+create function hitl_purge_runs(wanted uuid[], of_tenant text, kept interval)
+returns table (run_id uuid, seq bigint, hash text)
 language sql security definer set search_path = pg_catalog, pg_temp
 begin atomic
-    with gone as (
-        delete from runs where id = any (array(
-            select id from runs
-            where id = any (wanted) and tenant = of_tenant and status in ('completed', 'failed', 'cancelled')
-              and finished_at < now() - greatest(kept, interval '1 day')
-              and current_setting('hitl.tenant', true) in ('*', '=' || of_tenant)
-            for update skip locked))
-        returning id, tenant, status, event_seq, event_hash, created_at, finished_at),
-    left_behind as (
-        insert into tombstones (run_id, tenant, status, event_seq, event_hash, created_at, finished_at)
-        select id, tenant, status, event_seq, event_hash, created_at, finished_at from gone)
-    select count(*) from gone;
+    delete from runs where id = any (array(
+        select id from runs
+        where id = any (wanted) and tenant = of_tenant and status in ('completed', 'failed', 'cancelled')
+          and finished_at < now() - greatest(kept, interval '1 day')
+          and current_setting('hitl.tenant', true) in ('*', '=' || of_tenant)
+        for update skip locked))
+    returning id, event_seq, event_hash;
 end;
 
 -- Likewise for decided questions that belong to no run.
-create function hitl_purge_questions(of_tenant text, kept interval, at_most integer) returns bigint
+create function hitl_purge_questions(of_tenant text, kept interval, at_most integer) returns setof uuid
 language sql security definer set search_path = pg_catalog, pg_temp
 begin atomic
-    with gone as (
-        delete from approvals where id = any (array(
-            select id from approvals
-            where tenant = of_tenant and run_id is null and decided_at < now() - greatest(kept, interval '1 day')
-              and current_setting('hitl.tenant', true) in ('*', '=' || of_tenant)
-            order by decided_at limit at_most for update skip locked))
-        returning 1)
-    select count(*) from gone;
+    delete from approvals where id = any (array(
+        select id from approvals
+        where tenant = of_tenant and run_id is null and decided_at < now() - greatest(kept, interval '1 day')
+          and current_setting('hitl.tenant', true) in ('*', '=' || of_tenant)
+        order by decided_at limit at_most for update skip locked))
+    returning id;
 end;
 
 revoke execute on function hitl_purge_runs(uuid[], text, interval) from public;
@@ -56,11 +38,11 @@ revoke execute on function hitl_purge_questions(text, interval, integer) from pu
 -- What the role may do to a table. What is the record, it only adds to; what a purge removes, it does not delete.
 create function hitl_rights(target name) returns text[] language sql immutable
 return case
-    when target in ('schema_migrations', 'tombstones') then array['select']
-    when target in ('events', 'decisions', 'delegations', 'steps', 'files', 'questions', 'anchors')
+    when target = 'schema_migrations' then array['select']
+    when target in ('events', 'decisions', 'delegations', 'steps', 'questions', 'anchors', 'anchored_heads', 'purged_runs')
         then array['select', 'insert']
     when target in ('runs', 'run_documents', 'approvals', 'provider_calls', 'provider_cancels', 'links', 'api_keys',
-                    'tenants', 'delivery_lines') then array['select', 'insert', 'update']
+                    'tenants', 'delivery_lines', 'erasures') then array['select', 'insert', 'update']
     else array['select', 'insert', 'update', 'delete'] end;
 
 -- Make the role, if this login may; let this login take it on. Null, or what is in the way.
@@ -104,6 +86,7 @@ declare
     keyed name := case own when 'tenants' then 'name' else 'tenant' end;
     wanted text[] := hitl_rights(own);
     a_right text;
+    a_column text;
 begin
     if exists (select from pg_attribute where attrelid = target and attname = keyed and not attisdropped)
        and not exists (select from pg_policy where polrelid = target and polname = 'hitl_tenant') then
@@ -121,6 +104,12 @@ begin
                     execute format('revoke %s on %s from %I', a_right, target, hitl_role());
                 end if;
             end if;
+        end loop;
+        -- an erasure takes the words of a decision, never the decision
+        for a_column in select name from (values ('decisions', 'reason'), ('decisions', 'edits'),
+                ('delegations', 'reason')) as v (of_table, name) where of_table = own
+                and not has_column_privilege(hitl_role(), target, name, 'update') loop
+            execute format('grant update (%I) on %s to %I', a_column, target, hitl_role());
         end loop;
     end if;
 end $$;

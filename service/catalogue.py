@@ -104,6 +104,10 @@ EVENTS: Final[Mapping[str, Event]] = {
         "what was over for longer than its tenant keeps it was removed", "days runs files questions duration_ms"
     ),
     "purge.failed": _event("the file store is away; the runs stay until the next time", "error"),
+    "content.erased": _event(
+        "a person's content was erased; `erasure_id` names its record", "erasure_id actor runs questions files"
+    ),
+    "content.rewrapped": _event("content keys were wrapped anew after the master secret was rotated", "keys"),
     "lib": _event("a line of a library at WARNING or above: its template, never its arguments", "template error"),
 }
 

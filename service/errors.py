@@ -101,6 +101,16 @@ class PayloadChanged(Conflict):
     code, title = "payload_changed", "The payload is not the one that was reviewed"
 
 
+class ContentErased(Conflict):
+    code, title = "content_erased", "The content was erased"
+
+
+class ContentUnreadable(HitlError):
+    """Sealed by a master secret that is not set any more, or changed behind the service's back."""
+
+    code, status, title = "content_unreadable", 500, "The content cannot be read"
+
+
 class LinkUsed(Conflict):
     code, title = "link_used", "The link was used"
 

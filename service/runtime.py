@@ -24,6 +24,7 @@ from service.providers.replicate_api import ReplicateApi
 from service.queue import RunQueue
 from service.settings import Settings, SettingsError, require
 from service.sign_on import SignOn
+from service.store.content import Vault
 from service.store.database import Database
 
 
@@ -42,11 +43,13 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         detectors.register(own_detector.load())
     assert settings.database_url and settings.redis_url and settings.hitl_secret_key
     own = queue.connect(settings.redis_url) if redis is None else redis
+    keyring = Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous)
     db = Database(
         settings.database_url,
         pooler=settings.hitl_pg_pooler is not None,
         application=f"hitl-{process}",
         relays=settings.websocket_url is not None,
+        vault=Vault(keyring),
     )
     client = guarded_client(settings.http_allow)
     issuer = _issuer(settings)
@@ -65,7 +68,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
         registry=Registry([HttpProvider(client), EchoProvider(), replicate, chat]),
-        keyring=Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous),
+        keyring=keyring,
         public_url=settings.public_url,
         horizon_s=settings.hitl_timer_horizon_seconds,
         files=files,

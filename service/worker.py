@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 from service import __version__, arq_worker, faults, logs, tracing
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
+from service.commands.erasure import rewrap
 from service.commands.purge import purge_by_policy
 from service.commands.watch import exposition
 from service.delivering import deliver
@@ -178,6 +179,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
         group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
         group.create_task(_every(PURGE_EVERY_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
+        group.create_task(_every(PURGE_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from service.commands.context import Services
 from service.commands.runs import StartRun, start_run
+from service.domain.plan import Documents
 from service.domain.policy import HitlConfig
 from service.domain.run import Run
 from service.orchestrator import HITLOrchestrator
@@ -34,10 +36,11 @@ async def begin(
     config: HitlConfig = AUTO,
     *,
     services: Services | None = None,
+    prompt: str = "a red fox",
     **order: Any,
 ) -> UUID:
     """Start a run through the use case, as a web process would."""
-    run_input = {"prompt": "a red fox", "agent_tool_config": tool}
+    run_input = {"prompt": prompt, "agent_tool_config": tool}
     started = await start_run(services or runtime.services, StartRun(run_input, config, **order), DEV)
     return started.run_id
 
@@ -45,8 +48,14 @@ async def begin(
 async def look(runtime: Runtime, run_id: UUID) -> Run:
     async with runtime.services.db.connection(EVERY) as conn:
         run = await runs.find(conn, run_id)
-    assert run is not None
-    return run
+        assert run is not None
+        return replace(run, error=await runs.error_of(conn, run))
+
+
+async def docs_of(runtime: Runtime, run_id: UUID) -> Documents:
+    """The run's documents, opened."""
+    async with runtime.services.db.connection(EVERY) as conn:
+        return await runs.documents(conn, run_id)
 
 
 async def story(runtime: Runtime, run_id: UUID) -> list[str]:

@@ -43,7 +43,7 @@ from service.runtime import Runtime
 from service.store import approvals, calls, events, runs
 from service.store.database import EVERY
 from service.worker import Process, cancel_calls
-from tests.acting import AUTO, begin, look, sql, story, within, worker
+from tests.acting import AUTO, begin, docs_of, look, sql, story, within, worker
 from tests.conftest import DEV, eventually, http_tool
 from tests.conftest import Provider as HttpEndpoint
 from tests.scripting import TOOL, Gate, Scripted, serving
@@ -129,9 +129,7 @@ async def test_an_accepted_call_is_looked_at_until_it_is_done(empty: Runtime) ->
     assert await hand.advance(run_id) == "completed"
     run = await look(empty, run_id)
     assert (len(provider.requests), provider.looked, run.actual_usd) == (1, ["p1"] * 4, 0.5)
-    assert await sql(empty, "select result from run_documents where run_id = $1", run_id) == {
-        "response": {"image": "fox"}
-    }
+    assert (await docs_of(empty, run_id)).result == {"response": {"image": "fox"}}
 
 
 async def test_looks_become_rarer_up_to_the_limit_and_never_pass_the_deadline(empty: Runtime) -> None:
@@ -900,9 +898,7 @@ async def test_an_answer_that_comes_before_the_next_intent_is_the_runs_output(
     assert await Caller(empty.services, lease_s=30, drop=hand.drop).call(held, [], Call(again=held.call)) is None
     assert await hand._step(held) == "completed"
     assert len(provider.seen) == 1
-    assert await sql(empty, "select result from run_documents where run_id = $1", run_id) == {
-        "response": {"late": True}
-    }
+    assert (await docs_of(empty, run_id)).result == {"response": {"late": True}}
 
 
 @pytest.mark.parametrize("action", [Suspend(None), Ask(Checkpoint.OUTCOME_UNKNOWN, ["provider.outcome_unknown"])])

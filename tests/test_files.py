@@ -25,7 +25,9 @@ from service.errors import FilesUnavailable
 from service.filestore import FolderStore, StoreFailed
 from service.providers.guard import guarded_client
 from service.runtime import Runtime
-from tests.acting import begin, look, sql, within, worker
+from service.store import calls
+from service.store.database import EVERY
+from tests.acting import begin, docs_of, look, sql, within, worker
 from tests.conftest import DEV, Provider, base_env, web
 from tests.contract.test_conventions import check_problem
 from tests.scripting import TOOL, Gate, Scripted, serving
@@ -54,11 +56,11 @@ async def ran(runtime: Runtime, folder: Path, outcome: Any, *, limit: int = 10**
 
 
 async def output(runtime: Runtime, run_id: UUID) -> Any:
-    return await sql(runtime, "select output from run_documents where run_id = $1", run_id)
+    return (await docs_of(runtime, run_id)).output
 
 
 async def raw(runtime: Runtime, run_id: UUID) -> Any:
-    return await sql(runtime, "select raw_response from run_documents where run_id = $1", run_id)
+    return (await docs_of(runtime, run_id)).raw_response
 
 
 async def rows(runtime: Runtime) -> int:
@@ -133,7 +135,10 @@ async def test_a_file_over_the_limit_fails_the_run_and_keeps_the_raw_answer(
     assert (run.status, run.error["code"], run.error["recoverable"]) == ("failed", "provider_failed", False)
     assert run.error["message"].startswith("output_too_large: ")
     assert "HITL_FILE_MAX_BYTES" in run.error["message"]
-    assert await sql(empty, "select problem from provider_calls where run_id = $1", run_id) == run.error["message"]
+    async with empty.services.db.connection(EVERY) as conn:
+        call = await calls.get(conn, run_id, 1)
+    assert call is not None
+    assert call.problem == run.error["message"]
     assert await raw(empty, run_id) == {"id": "p1", "output": list(urls)}
     assert (await output(empty, run_id), run.actual_usd) == (None, 0.25)
     assert (stored(tmp_path), await rows(empty)) == ([], 0)

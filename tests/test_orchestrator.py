@@ -33,7 +33,7 @@ from service.runtime import Runtime
 from service.store import approvals, calls, runs
 from service.store.database import EVERY
 from service.worker import Heartbeat
-from tests.acting import AUTO, becomes, begin, look, sql, story, within, worker
+from tests.acting import AUTO, becomes, begin, docs_of, look, sql, story, within, worker
 from tests.conftest import ASK_ALWAYS, DEV, Gated, Provider, echo, free_port, http_tool
 
 
@@ -350,7 +350,7 @@ async def test_a_late_answer_to_a_cancelled_run_changes_nothing(empty: Runtime, 
     assert await task == "lease_lost"
     assert await look(empty, run_id) == ended
     assert await story(empty, run_id) == told
-    assert await sql(empty, "select output from run_documents where run_id = $1", run_id) is None
+    assert (await docs_of(empty, run_id)).output is None
 
 
 async def test_cancelling_hangs_up_on_the_provider(empty: Runtime, gated: Gated) -> None:
@@ -382,7 +382,7 @@ async def test_pausing_during_the_call_keeps_its_answer(empty: Runtime, gated: G
     await resume_run(empty.services, run_id, DEV)
     assert await worker(empty, "w2").advance(run_id) == "completed"
     assert len(gated.seen) == 1
-    assert await sql(empty, "select output from run_documents where run_id = $1", run_id) == {"kept": 1}
+    assert (await docs_of(empty, run_id)).output == {"kept": 1}
 
 
 async def test_pause_and_resume_during_the_call_leave_it_to_its_worker(empty: Runtime, gated: Gated) -> None:

@@ -22,10 +22,11 @@ from service.providers.http import HttpProvider
 from service.providers.registry import Registry
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings
+from service.store.content import Vault
 from service.store.database import EVERY, Conn, Database
 from service.store.migrate import migrate
 from service.worker import Heartbeat, Presence
-from tests.acting import becomes, begin, look, sql, story, within, worker
+from tests.acting import becomes, begin, docs_of, look, sql, story, within, worker
 from tests.conftest import WORKER, Gated, Provider, base_env, echo, eventually, http_tool, process
 
 
@@ -93,7 +94,7 @@ async def test_an_answer_that_came_while_postgres_was_away_is_written_once_it_is
     gated.opened.set()
     assert await task == "completed"
     assert gated.effects == {f"{run_id}-1": 1}
-    assert await sql(house.runtime, "select output from run_documents where run_id = $1", run_id) == {"kept": 1}
+    assert (await docs_of(house.runtime, run_id)).output == {"kept": 1}
     told = await story(house.runtime, run_id)
     assert (told.count("provider.completed"), told.count("provider.submitted")) == (1, 1)
     assert "run.recovered" not in told
@@ -148,14 +149,14 @@ async def test_a_worker_that_lost_the_run_meanwhile_writes_nothing(house: House,
     assert await task == "lease_lost"
     run = await look(house.runtime, run_id)
     assert (run.status, run.lease_until) == ("queued", None)
-    assert await sql(house.runtime, "select output from run_documents where run_id = $1", run_id) is None
+    assert (await docs_of(house.runtime, run_id)).output is None
 
 
 class Deaf(Database):
     """A database that breaks off once, after the commit: what was written is not heard of."""
 
-    def __init__(self, url: str, *, deaf_at: int) -> None:
-        super().__init__(url)
+    def __init__(self, of: Runtime, *, deaf_at: int) -> None:
+        super().__init__(str(of.settings.database_url), vault=Vault(of.services.keyring))
         self.left = deaf_at
 
     @asynccontextmanager
@@ -182,7 +183,7 @@ async def test_a_commit_whose_answer_was_lost_is_neither_lost_nor_done_twice(
     tool = {"once-agent-tool": http_tool(provider.url)["http-agent-tool"]}
     services = replace(house.runtime.services, registry=registry)
     run_id = await begin(house.runtime, tool, services=services)
-    db = Deaf(house.servers.database_url, deaf_at=deaf_at)
+    db = Deaf(house.runtime, deaf_at=deaf_at)
     outcome = await worker(house.runtime, services=replace(services, db=db)).advance(run_id)
     assert outcome == ("lease_lost" if deaf_at == 4 else "completed")  # the run ended with its answer
     run = await look(house.runtime, run_id)
@@ -201,7 +202,7 @@ async def test_a_commit_whose_answer_was_lost_is_neither_lost_nor_done_twice(
 
 async def test_a_lost_claim_is_taken_up_by_one_of_those_who_ask(house: House, provider: Provider) -> None:
     run_id = await begin(house.runtime, http_tool(provider.url))
-    db = Deaf(house.servers.database_url, deaf_at=1)
+    db = Deaf(house.runtime, deaf_at=1)
     hand = worker(house.runtime, services=replace(house.runtime.services, db=db))
     outcomes = await asyncio.gather(*(hand.advance(run_id) for _ in range(5)))
     assert outcomes.count("completed") == 1
@@ -241,7 +242,7 @@ async def test_a_run_that_was_given_back_unheard_is_nobodys_and_is_woken_by_the_
     house: House, gated: Gated
 ) -> None:
     run_id = await begin(house.runtime, http_tool(gated.url))
-    db = Deaf(house.servers.database_url, deaf_at=4)
+    db = Deaf(house.runtime, deaf_at=4)
     call = asyncio.create_task(worker(house.runtime, services=replace(house.runtime.services, db=db)).advance(run_id))
     await within(gated.arrived)
     call.cancel()  # what arq does when the drain's time is out

@@ -25,6 +25,7 @@ from service.domain.policy import HitlConfig
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store import events
+from service.store.content import Vault
 from service.store.database import EVERY, Database
 from tests.acting import begin, look, sql, worker
 from tests.conftest import ASK_ALWAYS, DEV, Provider, Seen, echo, eventually
@@ -37,7 +38,7 @@ AUTO = HitlConfig(policy="auto")
 async def site(empty: Runtime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
     """`empty`, with a relay set, and without the waits between tries."""
     monkeypatch.setattr(relays, "relay_delay_s", lambda failures, *, jitter: 0.01)
-    db = Database(str(empty.settings.database_url), relays=True)
+    db = Database(str(empty.settings.database_url), relays=True, vault=Vault(empty.services.keyring))
     yield replace(empty, services=replace(empty.services, db=db))
     await db.close()
 

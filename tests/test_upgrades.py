@@ -26,9 +26,9 @@ from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, new_database
 FIXTURES = sorted(state.FOLDER.glob("*.json"))
 
 
-async def as_left_by(fixture: Path, servers: Servers, provider: Provider) -> str:
+async def as_left_by(fixture: Path, servers: Servers, provider: Provider, name: str = "upgraded") -> str:
     """A database with a release's rows, migrated to today; its URL."""
-    url = await new_database(servers, f"upgraded_{fixture.stem}")
+    url = await new_database(servers, f"{name}_{fixture.stem}")
     conn = await asyncpg.connect(url)
     await conn.execute(_TABLE)
     migrated = state.head(fixture)["migrated"]
@@ -83,6 +83,7 @@ async def test_what_a_release_left_is_taken_on_to_its_end(servers: Servers, prov
     url = await as_left_by(fixture, servers, provider)
     settings = state.settings(url, f"{servers.redis_url}?db=5")
     async with open_runtime(settings, process="test") as runtime:
+        await state.relocate(runtime, state.PLACE, provider.url)
         begun = await unfinished(runtime)
         assert {(await look(runtime, run_id)).status for run_id in begun} == set(RunStatus) - {
             RunStatus.COMPLETED,

@@ -47,7 +47,7 @@ _STATES: Final = {
 def approval_page(shown: Shown, *, now: datetime, problems: Iterable[str] = ()) -> str:
     """The approval as it stands, with the form where it can be answered; `problems` say what was wrong with one."""
     approval = shown.approval
-    parts = [f"<h1>{_text(approval.message)}</h1>"]
+    parts = [f"<h1>{_text(approval.message or 'What was asked was erased')}</h1>"]
     parts += [f'<p class="note" role="alert">{_text(problem)}</p>' for problem in problems]
     closed = _why_closed(shown, now)
     if closed:

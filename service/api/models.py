@@ -273,7 +273,7 @@ class Progress(Answer):
 
 class RunError(Answer):
     code: str
-    message: str
+    message: str | None
     step: str
     recoverable: bool
 
@@ -311,10 +311,10 @@ class ApprovalView(Answer):
     checkpoint_type: str
     status: Literal["pending", "approved", "edited", "rejected", "retried", "expired", "cancelled"]
     reasons: list[str]
-    message: str
+    message: str | None
     user_id: str | None
     session_id: str | None
-    context: dict[str, Any]
+    context: dict[str, Any] | None
     created_at: datetime
     expires_at: datetime
     on_timeout: OnTimeout
@@ -324,6 +324,7 @@ class ApprovalView(Answer):
     claimed_until: datetime | None
     decisions: list[DecisionView]
     decided_at: datetime | None
+    content_erased_at: datetime | None
 
 
 class RunView(Answer):
@@ -338,7 +339,7 @@ class RunView(Answer):
     created_at: datetime
     updated_at: datetime
     expires_at: datetime | None
-    run_input: dict[str, Any]
+    run_input: dict[str, Any] | None
     hitl_config: dict[str, Any]
     payload: dict[str, Any] | None
     payload_sha256: str | None
@@ -351,6 +352,7 @@ class RunView(Answer):
     timings: Timings
     cost: Cost
     version: int
+    content_erased_at: datetime | None
 
 
 class Changed(RunView):

@@ -1,5 +1,6 @@
 """Routes of runs: start, read, list, pause, resume, cancel, events, jobs."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -198,6 +199,7 @@ async def get_job(call: Call) -> Reply:
         if run is None or parsed is None or not 1 <= parsed[1] <= run.fencing_token:
             raise NotFound("no such job")
         docs = await runs.documents(conn, run.id)
+        run = replace(run, error=await runs.error_of(conn, run))
     done = docs.result["response"] if docs.result and run.status == "completed" else None
     return Reply(job_view(run, asked, done))
 

@@ -1,6 +1,7 @@
 """A run as the JSON of the contract, the same in answers and in messages to the outside."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +24,8 @@ async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list
     waiting = await approvals.open_of_runs(conn, ids)
     history = await runs.steps_of(conn, ids)
     now = services.db.now()
-    return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in page]
+    told = [replace(run, error=await runs.error_of(conn, run)) for run in page]
+    return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in told]
 
 
 def _run_view(
@@ -45,7 +47,7 @@ def _run_view(
         "finished_at": when(run.finished_at),
         "submitter": run.submitter,
         "priority": run.priority,
-        "run_input": docs.run_input,
+        "run_input": None if docs.erased_at else docs.run_input,
         "hitl_config": policy.dump(docs.config),
         "payload": docs.payload,
         "payload_sha256": run.payload_sha256,
@@ -67,6 +69,7 @@ def _run_view(
         "timings": _timings(run, now),
         "cost": {"estimated_usd": run.estimated_usd, "actual_usd": run.actual_usd},
         "version": run.version,
+        "content_erased_at": when(docs.erased_at),
     }
 
 
@@ -74,7 +77,7 @@ def _issues(docs: Documents, waiting: Sequence[Approval]) -> list[dict[str, Any]
     """What keeps the payload from being sent: the provider's complaints while they are open, else ours."""
     for approval in waiting:
         if approval.checkpoint_type == policy.Checkpoint.ERROR_RECOVERY:
-            told: list[dict[str, Any]] = approval.context["validation_issues"]
+            told: list[dict[str, Any]] = approval.context.get("validation_issues", [])
             return told
     return form.issues(docs.payload, schema_of(docs)) if docs.payload is not None else []
 

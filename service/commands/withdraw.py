@@ -22,7 +22,7 @@ async def withdraw(services: Services, approval_id: UUID, principal: Principal, 
     if not found.is_open and found.status is not ApprovalStatus.CANCELLED:
         raise AlreadyDecided("somebody decided first", extra={"approval": found})
     if found.run_id is None:
-        return await _close(services, approval_id, principal)
+        return await close_question(services, approval_id, principal)
     await cancel_run(services, found.run_id, principal, reason=reason)
     return await _get(services, approval_id, principal)
 
@@ -35,7 +35,7 @@ async def _get(services: Services, approval_id: UUID, principal: Principal) -> A
     return found
 
 
-async def _close(services: Services, approval_id: UUID, principal: Principal) -> Approval:
+async def close_question(services: Services, approval_id: UUID, principal: Principal) -> Approval:
     """End a question that belongs to no run, unless somebody was first."""
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:

@@ -26,6 +26,7 @@ from service.store.database import Conn
 from service.store.deliveries import Line, Message
 
 ANSWER_S: Final = 15.0
+ERASED: Final = "content_erased"
 MAX_ANSWER_BYTES: Final = 64 * 1024
 
 log = get_logger("deliveries.webhook")
@@ -80,13 +81,15 @@ class Webhooks:
             found = await deliveries.first(conn, line, limit=1)
             url = await deliveries.callback_url(conn, line)
             if not found or url is None:
+                if found:  # its content was erased, and with it where it was to go
+                    await deliveries.failed(conn, found[0].id, error=ERASED, dead=True)
                 await deliveries.put_down(conn, line, wait=timedelta(0))
                 return None
             message = found[0]
             body = message.body
             if body is None:
                 body = orjson.dumps(await _body(conn, self._services, line, message))
-                await deliveries.keep_body(conn, message.id, body)
+                await deliveries.keep_body(conn, line, message.id, body)
             return message, url, body, await signing_secrets(conn, self._services, line.tenant)
 
     async def _post(self, url: str, message_id: UUID, body: bytes, secrets: list[str]) -> str | None:

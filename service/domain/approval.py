@@ -98,6 +98,7 @@ class Approval:
     callback_url: str | None
     version: int
     decisions: tuple[Decision, ...] = ()
+    erased_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:

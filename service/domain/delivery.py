@@ -1,5 +1,6 @@
 """Messages to the outside: which events are told to whom, in which form, and when a try is repeated."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,6 +39,15 @@ class Told:
     type: str
     approval_id: UUID | None
     at: datetime
+
+
+_HOST: Final = re.compile(r"[^:/?#]+://(?:[^/?#]*@)?([^/?#@]*)")
+
+
+def url_host(url: str | None) -> str | None:
+    """Host and port of a URL: what a callback is limited, listed and logged by. SQL has the same function."""
+    found = _HOST.match(url) if url is not None else None
+    return found[1].lower() if found else None
 
 
 def told(events: Sequence[Event], *, relays: bool, calls_back: bool = True) -> list[Told]:

@@ -8,11 +8,15 @@ from hashlib import sha256
 from typing import Any, Final
 
 import orjson
+from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 KEY_PREFIX: Final = "hitl_"
+_NAME_BYTES: Final = 4  # of the key that wraps, before what it wrapped
+_NONCE_BYTES: Final = 12
 
 
 def new_api_key() -> str:
@@ -27,6 +31,10 @@ class Keyring:
         self._secrets = [secret.encode()] + ([previous.encode()] if previous else [])
         seals = [Fernet(base64.urlsafe_b64encode(self._derive(master, "seal"))) for master in self._secrets]
         self._current, self._fernet = seals[0], MultiFernet(seals)
+        wraps = [self._derive(master, "content-key") for master in self._secrets]
+        self._wraps = {sha256(key).digest()[:_NAME_BYTES]: AESGCM(key) for key in reversed(wraps)}
+        self.wrap_name = sha256(wraps[0]).digest()[:_NAME_BYTES]
+        self.rotating = previous is not None
 
     def __repr__(self) -> str:
         return "Keyring(…)"
@@ -56,6 +64,19 @@ class Keyring:
         except InvalidToken:
             return self._fernet.rotate(bytes(sealed))
         return None
+
+    def wrap(self, key: bytes, subject: bytes) -> bytes:
+        """A content key as it is stored, good for this subject only. It begins with `wrap_name`."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return self.wrap_name + nonce + self._wraps[self.wrap_name].encrypt(nonce, key, subject)
+
+    def unwrap(self, wrapped: bytes, subject: bytes) -> bytes | None:
+        """The content key; None for one that neither secret wrapped for this subject."""
+        name, rest = wrapped[:_NAME_BYTES], wrapped[_NAME_BYTES:]
+        try:
+            return self._wraps[name].decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], subject)
+        except (KeyError, InvalidTag):
+            return None
 
     def sign(self, purpose: str, text: str) -> str:
         """A URL-safe signature of `text`, good for this purpose only."""

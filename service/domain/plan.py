@@ -32,6 +32,7 @@ class Documents:
     raw_response: Any
     result: Any
     callback_url: str | None
+    erased_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ def approval_view(a: Approval) -> dict[str, Any]:
         "checkpoint_type": a.checkpoint_type,
         "status": a.status.value,
         "reasons": list(a.reasons),
-        "message": a.message,
+        "message": None if a.erased_at else a.message,
         "user_id": a.user_id,
         "session_id": a.session_id,
-        "context": dict(a.context),
+        "context": None if a.erased_at else dict(a.context),
         "schema": a.schema,
         "payload_sha256": a.payload_sha256,
         "created_at": when(a.created_at),
@@ -45,4 +45,5 @@ def approval_view(a: Approval) -> dict[str, Any]:
             for d in a.decisions
         ],
         "decided_at": when(a.decided_at),
+        "content_erased_at": when(a.erased_at),
     }

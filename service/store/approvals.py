@@ -9,51 +9,96 @@ from uuid import UUID
 import asyncpg
 
 from service.domain.approval import Approval, ApprovalStatus, Decision
+from service.domain.delivery import url_host
 from service.domain.policy import EscalateTo, Reviewers
 from service.domain.record import Recorded
+from service.store import content
+from service.store.content import Pen, Reader
 from service.store.database import Conn
 
 
-def _of_row(row: asyncpg.Record, decisions: tuple[Decision, ...]) -> Approval:
+def _of_row(row: asyncpg.Record, read: Reader, decisions: tuple[Decision, ...], erased_at: datetime | None) -> Approval:
     values = dict(row)
+    values |= read.values(row, _place("context", row["id"]), "context", ("message", "context", "schema"))
+    values["message"], values["context"] = values["message"] or "", values["context"] or {}
+    values["callback_url"] = read.url(_place("callback_url", row["id"]), values["callback_url"])
     values["status"] = ApprovalStatus(values["status"])
     values["reviewers"] = Reviewers.model_validate(values["reviewers"])
     target = values["escalate_to"]
     values["escalate_to"] = EscalateTo.model_validate(target) if target else None
-    return Approval(**values, decisions=decisions)
+    return Approval(**values, decisions=decisions, erased_at=erased_at)
+
+
+def _place(column: str, approval_id: UUID) -> str:
+    return f"approvals.{column}/{approval_id}"
+
+
+def _place_of(approval_id: UUID, actor: str) -> str:
+    return f"decisions.edits/{approval_id}/{actor}"
+
+
+def _shown(pen: Pen, a: Approval) -> str | None:
+    return pen.seal(_place("context", a.id), message=a.message, context=a.context, schema=a.schema)
 
 
 async def with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
-    """The approvals in these rows."""
+    """The approvals in these rows, with the keys of their content, and their decisions."""
     if not rows:
         return []
     found = await conn.fetch(
         """
-        select approval_id, actor, action, reason, edits, at, channel, payload_sha256, nonce from decisions
-        where approval_id = any($1) order by approval_id, n
+        select a.id as approval_id, k.wrapped, e.at as erased_at,
+               d.actor, d.action, d.reason, d.edits, d.at, d.channel, d.payload_sha256, d.nonce
+        from unnest($1::uuid[], $2::uuid[]) as a (id, subject)
+        left join content_keys k on k.subject = a.subject left join erased_content e on e.subject = a.subject
+        left join decisions d on d.approval_id = a.id order by a.id, d.n
         """,
         [row["id"] for row in rows],
+        [row["run_id"] or row["id"] for row in rows],
     )
-    by_id: dict[UUID, list[Decision]] = {}
+    by_id: dict[UUID, list[asyncpg.Record]] = {}
     for row in found:
-        values = dict(row)
-        by_id.setdefault(values.pop("approval_id"), []).append(Decision(**values))
-    return [_of_row(row, tuple(by_id.get(row["id"], ()))) for row in rows]
+        by_id.setdefault(row["approval_id"], []).append(row)
+    return [_whole(conn, row, by_id[row["id"]]) for row in rows]
+
+
+def _whole(conn: Conn, row: asyncpg.Record, more: Sequence[asyncpg.Record]) -> Approval:
+    read = content.reader(conn, row["run_id"] or row["id"], more[0]["wrapped"])
+    decisions = tuple(_decision(read, one) for one in more if one["actor"] is not None)
+    return _of_row(row, read, decisions, more[0]["erased_at"])
+
+
+def _decision(read: Reader, row: asyncpg.Record) -> Decision:
+    return Decision(
+        actor=row["actor"],
+        action=row["action"],
+        at=row["at"],
+        channel=row["channel"],
+        payload_sha256=row["payload_sha256"],
+        **read.values(row, _place_of(row["approval_id"], row["actor"]), "edits", ("reason", "edits")),
+    )
 
 
 async def insert(conn: Conn, a: Approval) -> None:
+    if a.run_id is None:
+        pen, wrapped = content.new_pen(conn, a.id)
+    else:
+        pen, wrapped = await content.pen(conn, a.run_id), None
     await conn.execute(
         """
+        with key as (
+            insert into content_keys (subject, tenant, wrapped) select $1, $2, $24::bytea where $24::bytea is not null)
         insert into approvals (id, tenant, run_id, checkpoint_type, status, reasons, message, context, schema,
             payload_sha256, user_id, session_id, submitter, reviewers, on_timeout, timeout_s, escalate_to,
             remind_after_s, remind_at, created_at, expires_at, callback_url, armed)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
             $23)
         """,
-        a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), a.message, a.context, a.schema,
+        a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), "", _shown(pen, a), None,
         a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
         a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
-        a.created_at, a.expires_at, a.callback_url, a.armed,
+        a.created_at, a.expires_at, pen.url(_place("callback_url", a.id), a.callback_url, url_host(a.callback_url)),
+        a.armed, wrapped,
     )  # fmt: skip
 
 
@@ -106,30 +151,33 @@ async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[A
 
 async def save(conn: Conn, a: Approval) -> None:
     """Write an approval that this transaction has locked."""
+    pen = await content.pen(conn, a.run_id or a.id)
     await conn.execute(
         """
-        update approvals set status = $2, context = $3, payload_sha256 = $4, reviewers = $5, escalated_at = $6,
-            remind_at = $7, expires_at = $8, clock_stopped_at = $9, timer_no = $10, armed = $11, edited = $12,
-            claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
+        update approvals set status = $2, message = '', context = $3, schema = null, payload_sha256 = $4,
+            reviewers = $5, escalated_at = $6, remind_at = $7, expires_at = $8, clock_stopped_at = $9, timer_no = $10,
+            armed = $11, edited = $12, claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
         where id = $1
         """,
-        a.id, a.status, a.context, a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
+        a.id, a.status, _shown(pen, a), a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
         a.expires_at, a.clock_stopped_at, a.timer_no, a.armed, a.edited, a.claimed_by, a.claimed_until,
         a.decided_at, a.version,
     )  # fmt: skip
 
 
 async def add_decision(conn: Conn, approval: Approval, decision: Decision, record: Recorded) -> None:
+    pen = await content.pen(conn, approval.run_id or approval.id)
+    said = pen.seal(_place_of(approval.id, decision.actor), reason=decision.reason, edits=decision.edits)
     await conn.execute(
         """
         insert into decisions (approval_id, n, tenant, actor, action, reason, edits, payload_sha256, at, channel,
             role, authenticated_by, credential, first_seen_at, position, quorum, changes, nonce)
-        select $1, coalesce(max(n), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17
+        select $1, coalesce(max(n), 0) + 1, $2, $3, $4, null, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
         from decisions where approval_id = $1
         """,
-        approval.id, approval.tenant, decision.actor, decision.action, decision.reason, decision.edits,
-        decision.payload_sha256, decision.at, decision.channel, record.role, record.authenticated_by,
-        record.credential, record.seen.by_them, record.position, record.quorum, list(record.changes), record.nonce,
+        approval.id, approval.tenant, decision.actor, decision.action, said, decision.payload_sha256, decision.at,
+        decision.channel, record.role, record.authenticated_by, record.credential, record.seen.by_them,
+        record.position, record.quorum, list(record.changes), record.nonce,
     )  # fmt: skip
 
 

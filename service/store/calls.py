@@ -7,27 +7,46 @@ from uuid import UUID
 import asyncpg
 
 from service.domain.call import CallStatus, ProviderCall
+from service.store import content
 from service.store.database import Conn
 
 _KNOWN: Final = tuple(field.name for field in fields(ProviderCall))  # a later release may have added columns
 
 
-def _of_row(row: asyncpg.Record) -> ProviderCall:
+def of_row(conn: Conn, row: asyncpg.Record) -> ProviderCall:
     values = {name: row[name] for name in _KNOWN}
+    read = content.reader(conn, row["run_id"], row["wrapped"])
+    values |= read.values(row, _place(row["number"]), "output", ("output", "raw", "issues", "problem"))
     values["status"] = CallStatus(values["status"])
     return ProviderCall(**values)
 
 
+def _place(number: int) -> str:
+    return f"provider_calls.output/{number}"
+
+
 async def get(conn: Conn, run_id: UUID, number: int) -> ProviderCall | None:
-    row = await conn.fetchrow("select * from provider_calls where run_id = $1 and number = $2", run_id, number)
-    return _of_row(row) if row else None
+    row = await conn.fetchrow(
+        """
+        select c.*, k.wrapped from provider_calls c left join content_keys k on k.subject = c.run_id
+        where c.run_id = $1 and c.number = $2
+        """,
+        run_id,
+        number,
+    )
+    return of_row(conn, row) if row else None
 
 
 async def lock(conn: Conn, run_id: UUID, number: int) -> ProviderCall | None:
     row = await conn.fetchrow(
-        "select * from provider_calls where run_id = $1 and number = $2 for update", run_id, number
+        """
+        select c.*, k.wrapped from provider_calls c left join content_keys k on k.subject = c.run_id
+        where c.run_id = $1 and c.number = $2 for update of c
+        """,
+        run_id,
+        number,
     )
-    return _of_row(row) if row else None
+    return of_row(conn, row) if row else None
 
 
 async def tries(conn: Conn, run_id: UUID) -> int:
@@ -46,7 +65,8 @@ async def intend(conn: Conn, call: ProviderCall) -> None:
             started_at, deadline_at)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         on conflict (run_id, number) do update set status = excluded.status, tries = excluded.tries,
-            started_at = excluded.started_at, deadline_at = excluded.deadline_at, finished_at = null, problem = null
+            started_at = excluded.started_at, deadline_at = excluded.deadline_at, finished_at = null, output = null,
+            problem = null
         """,
         call.run_id, call.number, call.tenant, call.idempotency_key, call.payload_sha256, call.status, call.tries,
         call.started_at, call.deadline_at,
@@ -54,14 +74,16 @@ async def intend(conn: Conn, call: ProviderCall) -> None:
 
 
 async def save(conn: Conn, call: ProviderCall) -> None:
+    values = {"output": call.output, "raw": call.raw, "issues": call.issues, "problem": call.problem}
+    told = any(value is not None for value in values.values())
+    sealed = (await content.pen(conn, call.run_id)).seal(_place(call.number), **values) if told else None
     await conn.execute(
         """
-        update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = $7,
-            issues = $8, problem = $9, quality = $10, safety_flags = $11, cost_usd = $12, looks = $13,
-            copy_tries = $14, tries = $15
+        update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = null,
+            issues = null, problem = null, quality = $7, safety_flags = $8, cost_usd = $9, looks = $10,
+            copy_tries = $11, tries = $12
         where run_id = $1 and number = $2
         """,
-        call.run_id, call.number, call.status, call.provider_ref, call.finished_at, call.output, call.raw,
-        call.issues, call.problem, call.quality, list(call.safety_flags), call.cost_usd,
-        call.looks, call.copy_tries, call.tries,
+        call.run_id, call.number, call.status, call.provider_ref, call.finished_at, sealed, call.quality,
+        list(call.safety_flags), call.cost_usd, call.looks, call.copy_tries, call.tries,
     )  # fmt: skip

@@ -49,6 +49,7 @@ class _Connection(asyncpg.Connection):
     """One that costs no journey to say whose rows it sees: that goes along with BEGIN, and a session keeps it."""
 
     outbox: Outbox
+    vault: object  # the keys of content: `store.content` knows them
     sight: Sight
     role: str | None
 
@@ -71,15 +72,17 @@ def outbox(conn: Conn) -> Outbox:
 
 class Database:
     """One pool a process. `pooler` does without what a transaction pooler cannot carry; with `relays` every event is
-    also a message to the relay.
+    also a message to the relay; without a `vault` no content can be written or read.
 
     Whoever asks for a connection says whose rows it is to see (`service.store.wall`): a door its caller's tenant.
     """
 
     def __init__(
-        self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False
-    ) -> None:
+        self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False,
+        vault: object = None,
+    ) -> None:  # fmt: skip
         self._relays = relays
+        self._vault = vault
         self._filled = False
         self._url = url
         self._max_size = max_size
@@ -204,6 +207,7 @@ class Database:
     async def _init(self, conn: Conn) -> None:
         assert isinstance(conn, _Connection)
         conn.outbox = Outbox(self._relays)
+        conn.vault = self._vault
         conn.sight = Sight()
         conn.role = await wall.take_role(conn, lasting=not self._pooler)
         for kind in ("json", "jsonb"):

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from service.domain.delivery import Kind, Told
 from service.domain.ids import uuid7
+from service.errors import ContentErased
+from service.store import content
 from service.store.database import Conn
 
 
@@ -150,26 +152,40 @@ async def first(conn: Conn, line: Line, *, limit: int) -> list[Message]:
     """The line's next messages, in order."""
     rows = await conn.fetch(
         """
-        select id, seq, type, approval_id, tries, body, created_at from deliveries
-        where subject = $1 and kind = $2 and status = 'waiting' order by n limit $3
+        select d.id, d.seq, d.type, d.approval_id, d.tries, d.body, d.created_at, k.wrapped from deliveries d
+        left join content_keys k on k.subject = d.subject
+        where d.subject = $1 and d.kind = $2 and d.status = 'waiting' order by d.n limit $3
         """,
         line.subject,
         line.kind,
         limit,
     )
-    return [Message(**row) for row in rows]
+    return [_message(conn, line, dict(row)) for row in rows]
+
+
+def _message(conn: Conn, line: Line, values: dict[str, Any]) -> Message:
+    read = content.reader(conn, line.subject, values.pop("wrapped"))
+    return Message(**{**values, "body": read.body(_place(values["id"]), values["body"])})
+
+
+def _place(message_id: UUID) -> str:
+    return f"deliveries.body/{message_id}"
 
 
 async def callback_url(conn: Conn, line: Line) -> str | None:
-    url: str | None = await conn.fetchval(
+    """Where its messages go; None once its content was erased."""
+    row = await conn.fetchrow(
         """
-        select callback_url from run_documents where run_id = $1
-        union all select callback_url from approvals where id = $2
+        select u.callback_url, u.place, k.wrapped from (
+            select run_id as subject, callback_url, 'run_documents.callback_url' as place
+            from run_documents where run_id = $1
+            union all select id, callback_url, 'approvals.callback_url/' || id from approvals where id = $2) u
+        left join content_keys k using (subject)
         """,
         line.run_id,
         line.approval_id,
     )
-    return url
+    return content.reader(conn, line.subject, row["wrapped"]).url(row["place"], row["callback_url"]) if row else None
 
 
 async def addressee(conn: Conn, line: Line) -> tuple[str | None, str | None]:
@@ -185,8 +201,10 @@ async def addressee(conn: Conn, line: Line) -> tuple[str | None, str | None]:
     return (row["session_id"], row["user_id"]) if row else (None, None)
 
 
-async def keep_body(conn: Conn, message_id: UUID, body: bytes) -> None:
-    await conn.execute("update deliveries set body = $2 where id = $1", message_id, body)
+async def keep_body(conn: Conn, line: Line, message_id: UUID, body: bytes) -> None:
+    """Of a line that this transaction has locked."""
+    sealed = (await content.pen(conn, line.subject)).body(_place(message_id), body)
+    await conn.execute("update deliveries set body = $2 where id = $1", message_id, sealed)
 
 
 async def delivered(conn: Conn, message_id: UUID) -> None:
@@ -233,10 +251,12 @@ async def put_down(conn: Conn, line: Line, *, wait: timedelta) -> None:
 
 
 async def again(conn: Conn, message_id: UUID, tenant: str | None) -> bool:
-    """Make a webhook due once more, under the same id and with all its tries. False: there is none such."""
+    """Make a webhook due once more, under the same id and with all its tries. False: there is none such.
+    Raises `ContentErased`: there is nothing left to send, nor where to."""
     line = await conn.fetchrow(
         """
-        select l.subject, l.kind from deliveries d join delivery_lines l using (subject, kind)
+        select l.subject, l.kind, exists (select from erased_content e where e.subject = l.subject) as erased
+        from deliveries d join delivery_lines l using (subject, kind)
         where d.id = $1 and d.kind = 'webhook' and ($2::text is null or d.tenant = $2) for update of l
         """,
         message_id,
@@ -244,6 +264,8 @@ async def again(conn: Conn, message_id: UUID, tenant: str | None) -> bool:
     )
     if line is None:
         return False
+    if line["erased"]:
+        raise ContentErased("the content of this webhook was erased")
     await conn.execute(
         "update deliveries set status = 'waiting', tries = 0, error = null, delivered_at = null where id = $1",
         message_id,

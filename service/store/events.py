@@ -7,6 +7,7 @@ from uuid import UUID
 
 from service.domain.event import Event, said
 from service.domain.snapshot import START, Snapshot
+from service.store import content
 from service.store.database import Conn
 
 
@@ -28,23 +29,30 @@ async def after(conn: Conn, tenant: str, run_id: UUID, seq: int, *, limit: int) 
     """The run's events after `seq`, in order."""
     rows = await conn.fetch(
         """
-        select run_id, seq, tenant, type, at, actor, data, prev_hash, hash from events
-        where run_id = $1 and tenant = $2 and seq > $3 order by seq limit $4
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
+        where e.run_id = $1 and e.tenant = $2 and e.seq > $3 order by e.seq limit $4
         """,
         run_id,
         tenant,
         seq,
         limit,
     )
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in rows]
 
 
 async def last_data(conn: Conn, run_id: UUID, kind: str) -> Any:
     """What the run's last event of this type said, or None."""
-    data = await conn.fetchval(
-        "select data from events where run_id = $1 and type = $2 order by seq desc limit 1", run_id, kind
+    row = await conn.fetchrow(
+        """
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
+        where e.run_id = $1 and e.type = $2 order by e.seq desc limit 1
+        """,
+        run_id,
+        kind,
     )
-    return None if data is None else said(data)
+    return None if row is None else said(content.event_of(conn, row).data)
 
 
 # Reading over many runs: what one snapshot sees and another does not (`domain.snapshot`).
@@ -113,14 +121,16 @@ async def some(conn: Conn, keys: Sequence[tuple[UUID, int]]) -> list[Event]:
     """The events with these runs and seqs, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash
-        from events e join unnest($1::uuid[], $2::bigint[]) as k (run_id, seq) using (run_id, seq)
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
+        from unnest($1::uuid[], $2::bigint[]) as w (run_id, seq)
+        join events e on e.run_id = w.run_id and e.seq = w.seq
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         order by e.run_id, e.seq
         """,
         [run_id for run_id, _ in keys],
         [seq for _, seq in keys],
     )
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in rows]
 
 
 async def of_runs(
@@ -136,15 +146,16 @@ async def of_runs(
     """A page of what `until` sees of these runs after each one's seq, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
         from unnest($2::uuid[], $3::bigint[]) as p (run_id, seq) join events e on e.run_id = p.run_id and e.seq > p.seq
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where e.tenant = $1 and pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot)
           and ($5::text[] is null or e.type = any($5)) and (e.run_id, e.seq) > ($6, $7)
         order by e.run_id, e.seq limit $8
         """,
         tenant, list(positions), list(positions.values()), str(until), types, *beyond, limit,
     )  # fmt: skip
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in rows]
 
 
 async def of_line(
@@ -159,9 +170,10 @@ async def of_line(
     """A page of what `until` sees of the line's runs, each after its position (none: from the first event)."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
         from runs r left join unnest($4::uuid[], $5::bigint[]) as p (run_id, seq) on p.run_id = r.id
         join events e on e.run_id = r.id and e.seq > coalesce(p.seq, 0)
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where r.tenant = $1 and ($2::text is null or r.session_id = $2) and ($3::text is null or r.user_id = $3)
           and pg_visible_in_snapshot(e.xid, $6::text::pg_snapshot) and (e.run_id, e.seq) > ($7, $8) and r.id >= $7
         order by e.run_id, e.seq limit $9
@@ -169,7 +181,7 @@ async def of_line(
         line.tenant, line.session_id, line.user_id, list(positions), list(positions.values()), str(until), *beyond,
         limit,
     )  # fmt: skip
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in rows]
 
 
 async def of_line_since(
@@ -178,8 +190,9 @@ async def of_line_since(
     """A page of what `until` sees of the line's runs and `since` does not, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
         from events e join runs r on r.id = e.run_id
+        left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where r.tenant = $1 and ($2::text is null or r.session_id = $2) and ($3::text is null or r.user_id = $3)
           and e.xid >= pg_snapshot_xmin($4::text::pg_snapshot)
           and not pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot)
@@ -188,4 +201,4 @@ async def of_line_since(
         """,
         line.tenant, line.session_id, line.user_id, str(since), str(until), *beyond, limit,
     )  # fmt: skip
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in rows]

@@ -7,7 +7,7 @@ from uuid import UUID
 from service.domain.event import Event
 from service.domain.frame import Needs, NeedsApproval, NeedsOutput, NeedsResult, frame, needs
 from service.domain.view import approval_view
-from service.store import approvals
+from service.store import approvals, calls, runs
 from service.store.database import Conn
 
 Key = tuple[UUID, Needs]
@@ -45,21 +45,21 @@ async def _found(conn: Conn, wanted: Iterable[Key]) -> dict[Key, Any]:
 async def _outputs(conn: Conn, wanted: Sequence[Key]) -> dict[Key, Any]:
     rows = await conn.fetch(
         """
-        select c.run_id, c.number, c.output from provider_calls c
+        select c.*, k.wrapped from provider_calls c
         join unnest($1::uuid[], $2::integer[]) as w (run_id, number) using (run_id, number)
+        left join content_keys k on k.subject = c.run_id
         """,
         [run_id for run_id, _ in wanted],
         [need.call for _, need in wanted if isinstance(need, NeedsOutput)],
     )
-    return {(row["run_id"], NeedsOutput(row["number"])): row["output"] for row in rows}
+    found = [calls.of_row(conn, row) for row in rows]
+    return {(call.run_id, NeedsOutput(call.number)): call.output for call in found}
 
 
 async def _results(conn: Conn, wanted: Sequence[Key]) -> dict[Key, Any]:
     """The result as it was set, or the output that it is until then."""
-    rows = await conn.fetch(
-        "select run_id, result, output from run_documents where run_id = any($1)", [run_id for run_id, _ in wanted]
-    )
+    found = await runs.documents_of(conn, [run_id for run_id, _ in wanted])
     return {
-        (row["run_id"], NeedsResult()): row["output"] if row["result"] is None else row["result"]["response"]
-        for row in rows
+        (run_id, NeedsResult()): docs.output if docs.result is None else docs.result["response"]
+        for run_id, docs in found.items()
     }

@@ -73,20 +73,32 @@ async def locations(conn: Conn, tenant: str, run_ids: Sequence[UUID]) -> list[st
 
 
 async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> int:
-    """Delete those of the runs that are still final: one that was resumed meanwhile stays. Of each is left a row of
-    `tombstones`. The service may not delete; the database's own function does (migration 0010)."""
-    gone: int = await conn.fetchval(
-        "select hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
+    """Delete those of the runs that are still final: one that was resumed meanwhile stays. The service may not
+    delete; the database's own function does (migration 0010)."""
+    rows = await conn.fetch(
+        "select run_id from hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
     )
-    return gone
+    return await _forget(conn, [row["run_id"] for row in rows])
+
+
+async def _forget(conn: Conn, subjects: Sequence[UUID]) -> int:
+    """Delete the keys of what is gone, and the marks of what was erased of it. Returns how many are gone."""
+    await conn.execute(
+        """
+        with keys as (delete from content_keys where subject = any($1))
+        delete from erased_content where subject = any($1)
+        """,
+        subjects,
+    )
+    return len(subjects)
 
 
 async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
     """Delete decided questions that belong to no run, likewise."""
-    gone: int = await conn.fetchval(
-        "select hitl_purge_questions($1, $2, $3)", kept.tenant, timedelta(days=kept.days), limit
+    rows = await conn.fetch(
+        "select id from hitl_purge_questions($1, $2, $3) as id", kept.tenant, timedelta(days=kept.days), limit
     )
-    return gone
+    return await _forget(conn, [row["id"] for row in rows])
 
 
 async def remove_old_answers(conn: Conn) -> None:

@@ -1,6 +1,6 @@
 """Rows of `runs`, `run_documents` and `steps`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -9,12 +9,13 @@ from uuid import UUID
 import asyncpg
 
 from service.domain import policy
-from service.domain.delivery import told
-from service.domain.event import Event, Fact, chain
+from service.domain.content import is_sealed
+from service.domain.delivery import told, url_host
+from service.domain.event import Event, EventType, Fact, chain
 from service.domain.plan import Documents
 from service.domain.run import STATE_VERSION, Run, RunStatus, Step
 from service.errors import LeaseLost
-from service.store import deliveries, events
+from service.store import content, deliveries, events
 from service.store.database import Conn, outbox
 
 _KNOWN: Final = tuple(field.name for field in fields(Run))  # a later release may have added columns
@@ -30,9 +31,13 @@ def of_row(row: asyncpg.Record) -> Run:
 async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -> Run:
     """A new run with its documents and first events, in one statement: this is the start's hot path."""
     run, first = chain(run, facts, at=run.created_at)
+    pen, wrapped = content.new_pen(conn, run.id)
+    asked = pen.seal("run_documents.run_input", run_input=docs.run_input, tool_config=docs.tool_config)
     await conn.execute(
         """
-        with docs as (
+        with key as (
+            insert into content_keys (subject, tenant, wrapped) values ($1, $2, $41)),
+        docs as (
             insert into run_documents (run_id, tenant, run_input, hitl_config, tool_config, sealed, callback_url)
             values ($1, $2, $27, $28, $29, $30, $31)),
         first as (
@@ -50,8 +55,9 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
-        docs.run_input, policy.dump(docs.config), docs.tool_config, docs.sealed, docs.callback_url,
-        *events.columns(first), STATE_VERSION, docs.callback_url is not None,
+        asked, policy.dump(docs.config), {}, docs.sealed,
+        pen.url("run_documents.callback_url", docs.callback_url, url_host(docs.callback_url)),
+        *events.columns(first), STATE_VERSION, docs.callback_url is not None, wrapped,
     )  # fmt: skip
     await _tell(conn, run, first)
     return run
@@ -169,6 +175,8 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     """Write a run that this transaction has locked, its new events, and the messages that tell them to the outside.
     Returns run and events as they stand."""
     run, appended = chain(run, facts, at=now)
+    stored = await _stored(conn, run, appended)
+    error = await _sealed_error(conn, run)
     await conn.execute(
         """
         with appended as (
@@ -186,11 +194,35 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
         run.id, run.status, run.step, run.fencing_token, run.lease_until, run.worker_id, run.due_at, run.armed,
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
-        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, run.error, now, run.tenant,
-        *events.columns(appended), STATE_VERSION,
+        run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, error, now, run.tenant,
+        *events.columns(stored), STATE_VERSION,
     )  # fmt: skip
     await _tell(conn, run, appended)
     return run, appended
+
+
+async def _stored(conn: Conn, run: Run, appended: list[Event]) -> list[Event]:
+    """The events as they are stored: what a provider told of its answer so far is sealed."""
+    if not any(event.type == EventType.PROVIDER_PROGRESS for event in appended):
+        return appended
+    pen = await content.pen(conn, run.id)
+    return [pen.told(event) for event in appended]
+
+
+async def _sealed_error(conn: Conn, run: Run) -> Mapping[str, Any] | None:
+    """What ended the run in people's or a provider's words is content; the rest of the error is the record."""
+    if run.error is None or run.error["message"] is None or is_sealed(run.error["message"]):
+        return run.error
+    pen = await content.pen(conn, run.id)
+    return {**run.error, "message": pen.seal("runs.error", message=run.error["message"])}
+
+
+async def error_of(conn: Conn, run: Run) -> Mapping[str, Any] | None:
+    """The run's error with its message to be read. Whose documents were read has a key that is known by then."""
+    if run.error is None or not is_sealed(run.error["message"]):
+        return run.error
+    read = await content.reader_of(conn, run.id)
+    return {**run.error, **read.values(run.error, "runs.error", "message", ("message",))}
 
 
 async def documents(conn: Conn, run_id: UUID) -> Documents:
@@ -199,30 +231,43 @@ async def documents(conn: Conn, run_id: UUID) -> Documents:
 
 async def documents_of(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, Documents]:
     """The documents of each run, for a page of runs, in one query."""
-    rows = await conn.fetch("select * from run_documents where run_id = any($1)", list(run_ids))
-    return {
-        row["run_id"]: Documents(
-            run_input=row["run_input"],
-            config=policy.load(row["hitl_config"]),
-            tool_config=row["tool_config"],
-            sealed=row["sealed"],
-            description=row["description"],
-            payload=row["payload"],
-            output=row["output"],
-            raw_response=row["raw_response"],
-            result=row["result"],
-            callback_url=row["callback_url"],
-        )
-        for row in rows
-    }
+    rows = await conn.fetch(
+        """
+        select d.*, k.wrapped, e.at as erased_at from run_documents d left join content_keys k on k.subject = d.run_id
+        left join erased_content e on e.subject = d.run_id where d.run_id = any($1)
+        """,
+        list(run_ids),
+    )
+    return {row["run_id"]: _documents(conn, row) for row in rows}
+
+
+def _documents(conn: Conn, row: asyncpg.Record) -> Documents:
+    read = content.reader(conn, row["run_id"], row["wrapped"])
+    asked = read.values(row, "run_documents.run_input", "run_input", ("run_input", "tool_config"))
+    return Documents(
+        run_input=asked["run_input"] or {},
+        config=policy.load(row["hitl_config"]),
+        tool_config=asked["tool_config"] or {},
+        sealed=row["sealed"],
+        **built_of(read, row),
+        **read.values(row, "run_documents.output", "output", ("output", "raw_response")),
+        **read.values(row, "run_documents.result", "result", ("result",)),
+        callback_url=read.url("run_documents.callback_url", row["callback_url"]),
+        erased_at=row["erased_at"],
+    )
+
+
+def built_of(read: content.Reader, row: asyncpg.Record) -> dict[str, Any]:
+    """`{description, payload}` of a row of `run_documents`."""
+    return read.values(row, "run_documents.payload", "payload", ("description", "payload"))
 
 
 async def set_built(conn: Conn, run_id: UUID, *, description: Any, payload: Any) -> None:
+    pen = await content.pen(conn, run_id)
     await conn.execute(
-        "update run_documents set description = $2, payload = $3 where run_id = $1",
+        "update run_documents set description = null, payload = $2 where run_id = $1",
         run_id,
-        description,
-        payload,
+        pen.seal("run_documents.payload", description=description, payload=payload),
     )
 
 
@@ -232,16 +277,18 @@ async def count_build(conn: Conn, run_id: UUID, tries: int) -> None:
 
 
 async def set_answer(conn: Conn, run_id: UUID, *, output: Any, raw: Any) -> None:
+    pen = await content.pen(conn, run_id)
     await conn.execute(
-        "update run_documents set output = $2, raw_response = $3, result = null where run_id = $1",
+        "update run_documents set output = $2, raw_response = null, result = null where run_id = $1",
         run_id,
-        output,
-        raw,
+        pen.seal("run_documents.output", output=output, raw_response=raw),
     )
 
 
 async def set_result(conn: Conn, run_id: UUID, result: Any) -> None:
-    await conn.execute("update run_documents set result = $2 where run_id = $1", run_id, result)
+    pen = await content.pen(conn, run_id)
+    sealed = pen.seal("run_documents.result", result=result)
+    await conn.execute("update run_documents set result = $2 where run_id = $1", run_id, sealed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from service.standins.openai import Answers, ChatServer, Says, chat_server, erro
 from service.store import approvals, events
 from service.store.database import EVERY
 from service.store.migrate import migrate
-from tests.acting import AUTO, begin, look, sql, story, within, worker
+from tests.acting import AUTO, begin, docs_of, look, sql, story, within, worker
 from tests.conftest import (
     DEV,
     WORKER,
@@ -565,7 +565,7 @@ async def asked(runtime: Runtime, run_id: UUID) -> tuple[str, list[str], Mapping
 
 
 async def kept(runtime: Runtime, run_id: UUID, column: str) -> Any:
-    return await sql(runtime, f"select {column} from run_documents where run_id = $1", run_id)
+    return getattr(await docs_of(runtime, run_id), column)
 
 
 async def test_a_run_is_answered_and_counts_what_it_cost(chatting: Runtime, server: ChatServer) -> None:
