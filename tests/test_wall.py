@@ -1,8 +1,13 @@
 """The second wall: the service's role, and the rows that it sees. Here every query forgets its tenant."""
 
+import asyncio
+import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -16,7 +21,7 @@ from service.store import approvals, events, runs, wall
 from service.store.database import EVERY, Database
 from service.store.migrate import migrate, tables
 from tests.acting import begin, sql, story, worker
-from tests.conftest import ASK_ALWAYS, DEV, echo, new_database
+from tests.conftest import ASK_ALWAYS, DEV, base_env, echo, new_database
 
 MINE, THEIRS = "mine", "theirs"
 NASTY: Final = [
@@ -281,8 +286,9 @@ async def test_without_the_right_to_make_roles_it_migrates_works_and_says_so(
     db = Database(url)
     async with db.connection("mine") as conn:
         before = await wall.rights(conn)
-        advice = await wall.missing(conn)
+        result, _, advice = await wall.verdict(conn)
     await db.close()
+    assert result == "warn"
     assert set(before.wide) == {"update", "delete", "truncate"} and not before.blind
 
     for statement in re.findall(r"create role [^;]+|grant [^;]+", advice):  # what it told us to do
@@ -292,9 +298,31 @@ async def test_without_the_right_to_make_roles_it_migrates_works_and_says_so(
     narrow = Database(url)
     async with narrow.connection("mine") as conn:
         after = await wall.rights(conn)
+        assert (await wall.verdict(conn))[0] == "ok"
         assert not await conn.fetch("select * from runs")
     await narrow.close()
     assert (after.wide, after.blind) == ([], True)
+
+
+async def test_the_commands_say_what_is_missing_and_do_not_fail_for_it(
+    managed: tuple[str, asyncpg.Connection], servers: Servers
+) -> None:
+    url, _ = managed
+    env = base_env(servers, DATABASE_URL=url)
+
+    async def hitl(*arguments: str) -> tuple[int, str, str]:
+        command = [str(Path(sys.executable).parent / "hitl"), *arguments]
+        done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, said, noted = await hitl("migrate")
+    assert code == 0 and "applied 0010_wall.sql" in said
+    assert "create role hitl_service_managed" in noted and noted.count("\n") == 1
+    code, said, _ = await hitl("doctor", "--json")
+    checks = {check["id"]: check for check in json.loads(said)}
+    assert (code, checks["postgres_role"]["result"]) == (0, "warn")
+    assert "grant hitl_service_managed" in checks["postgres_role"]["advice"]
+    assert (await hitl("runs", "list"))[0] == 0
 
 
 async def test_an_owner_that_may_make_roles_makes_one_and_takes_it_on(

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import asyncpg
 
@@ -119,7 +119,17 @@ async def _put_up(conn: Any, table: str) -> None:
         await conn.execute("select hitl_wall(found) from to_regclass($1) as found where found is not null", table)
 
 
-async def missing(conn: Any) -> str | None:
-    """What an administrator must do before the service can be narrow; None: nothing."""
+async def missing(conn: Any) -> str:
+    """What an administrator does where the migrating login may not make the role or take it on."""
     role, login = await conn.fetchrow("select quote_ident(hitl_role()::text), quote_ident(session_user::text)")
     return f"as an administrator: create role {role} nologin; grant {role} to {login}; then `hitl migrate` once more"
+
+
+async def verdict(conn: Any) -> tuple[Literal["ok", "warn"], str, str]:
+    """Whether this connection is narrow, in words, and what to do about it: for the doctor."""
+    found = await rights(conn)
+    if found.blind and not found.wide:
+        return "ok", f"works as {found.role}: adds events and changes none, sees one tenant at a time", ""
+    can = [f"may {' and '.join(found.wide)} events"] if found.wide else []
+    sees = [] if found.blind else ["is not held to one tenant's rows"]
+    return "warn", f"works as {found.role}, which {' and '.join(can + sees)}", await missing(conn)
