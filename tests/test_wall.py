@@ -50,8 +50,9 @@ FORBIDDEN: Final = """
     update events set data = '{}'; delete from events; truncate events; drop table events;
     alter table events disable row level security; drop policy hitl_tenant on runs;
     create trigger t before insert on events execute function suppress_redundant_updates_trigger();
-    delete from runs; truncate runs cascade; delete from approvals; delete from files;
-    update decisions set actor = 'x'; delete from decisions; update steps set actor = 'x';
+    delete from runs; truncate runs cascade; delete from approvals;
+    update decisions set actor = 'x'; delete from decisions;
+    update delegations set users = '{}'; update steps set actor = 'x';
     update tombstones set tenant = 'x'; update schema_migrations set checksum = 'x';
     insert into tombstones select id, tenant, status, 0, '', now(), now() from runs
 """
@@ -63,6 +64,12 @@ async def test_the_service_cannot_change_the_record(empty: Runtime, change: str)
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with empty.services.db.transaction(EVERY) as conn:
             await conn.execute(change)
+
+
+async def test_what_people_wrote_can_be_erased_from_the_record(empty: Runtime) -> None:
+    async with empty.services.db.transaction(EVERY) as conn:
+        await conn.execute("update decisions set reason = null, edits = null")
+        await conn.execute("update delegations set reason = null")
 
 
 async def test_whoever_owns_the_database_still_can(empty: Runtime) -> None:
@@ -77,6 +84,21 @@ async def test_every_connection_is_narrow_also_the_one_that_lives_as_long_as_a_s
         assert await conn.fetchval("select current_user = hitl_role()")
         found = await wall.rights(conn)
     assert (found.wide, found.blind) == ([], True)
+
+
+async def test_a_pool_that_was_open_before_the_migration_becomes_narrow(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wall, "ROLE_AGAIN_S", 0.0)
+    url = await new_database(servers, "opened_too_early")
+    for pooler in (False, True):
+        db = Database(url, max_size=1, pooler=pooler)
+        async with db.connection("a") as conn:
+            assert await conn.fetchval("select current_user = session_user") is not pooler
+        await migrate(url)
+        async with db.connection("a") as conn:
+            assert await conn.fetchval("select current_user = hitl_role()")
+        await db.close()
 
 
 async def test_the_role_and_the_tenant_outlast_the_release_of_a_connection(quiet: Runtime) -> None:
@@ -258,9 +280,11 @@ async def test_the_functions_of_the_owner_look_only_where_they_were_told_to(empt
             from pg_proc where prosecdef and pronamespace = 'public'::regnamespace
             """
         )
-    assert {row["proname"] for row in found} >= {"hitl_purge_runs", "hitl_purge_questions"}
-    for row in found:
-        assert "search_path=pg_catalog, pg_temp" in row["proconfig"] and not row["public"], row["proname"]
+    about = {row["proname"]: (row["proconfig"], row["public"]) for row in found}
+    for name in ("hitl_purge_runs", "hitl_purge_questions"):
+        assert about.pop(name) == (["search_path=pg_catalog, pg_temp"], False)
+    for name, (config, _) in about.items():
+        assert config and config[0].startswith("search_path=") and config[0].endswith(" pg_temp"), name
 
 
 # --- where nobody may make a role ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The first wall is that every query names its tenant. This one holds when a query
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ class Every(Enum):
 
 
 EVERY: Final = Every.TENANT
+ROLE_AGAIN_S: Final = 10.0
 LOCK_TRIES: Final = 10
 LOCK_PAUSE_S: Final = 1.0
 Scope: TypeAlias = str | Every
@@ -26,10 +28,13 @@ Scope: TypeAlias = str | Every
 
 @dataclass(slots=True)
 class Sight:
-    """What a connection's session sees, and what goes along with its next BEGIN. `seen` None: not known."""
+    """What a connection's session sees (`seen` None: not known), what goes along with its next BEGIN, and its role.
+    One that found none asks again at `ask_at`: the migration may have come since."""
 
     seen: Scope | None = None
     with_begin: str = ""
+    role: str | None = None
+    ask_at: float = 0.0
 
 
 def local(scope: Scope, role: str | None = None) -> str:
@@ -56,7 +61,15 @@ def _literal(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-async def take_role(conn: "asyncpg.Connection[asyncpg.Record]", *, lasting: bool) -> str | None:
+async def narrow(conn: Any, sight: Sight, *, lasting: bool) -> None:
+    """Take on the role, unless that was done or found impossible a moment ago."""
+    now = time.monotonic()
+    if sight.role is None and now >= sight.ask_at:
+        sight.ask_at = now + ROLE_AGAIN_S
+        sight.role = await take_role(conn, lasting=lasting)
+
+
+async def take_role(conn: Any, *, lasting: bool) -> str | None:
     """Take on the service's role, for the session or only to see whether it can be had. None: before the migration,
     or where no administrator has made the role; the login's own rights then hold."""
     try:
