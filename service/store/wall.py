@@ -89,11 +89,12 @@ async def take_role(conn: Any, *, lasting: bool) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Rights:
     """What holds for a connection. `wide`: what of the record it could change; `blind`: whether rows of other tenants
-    are kept from it."""
+    are kept from it; `leaves`: whether its login could do more than its role."""
 
     role: str
     wide: Sequence[str]
     blind: bool
+    leaves: bool
 
 
 async def rights(conn: Any) -> Rights:
@@ -103,7 +104,8 @@ async def rights(conn: Any) -> Rights:
         select current_user::text as role,
                array(select p from unnest(array['update', 'delete', 'truncate']) as p
                      where has_table_privilege(current_user, 'events', p)) as wide,
-               row_security_active('events') as blind
+               row_security_active('events') as blind,
+               has_table_privilege(session_user, 'events', 'update') as leaves
         """
     )
     assert row is not None
@@ -142,7 +144,8 @@ async def verdict(conn: Any) -> tuple[Literal["ok", "warn"], str, str]:
     """Whether this connection is narrow, in words, and what to do about it: for the doctor."""
     found = await rights(conn)
     if found.blind and not found.wide:
-        return "ok", f"works as {found.role}: adds events and changes none, sees one tenant at a time", ""
+        more = "; its login could do more" if found.leaves else ""
+        return "ok", f"works as {found.role}: adds events and changes none, sees one tenant at a time{more}", ""
     can = [f"may {' and '.join(found.wide)} events"] if found.wide else []
     sees = [] if found.blind else ["is not held to one tenant's rows"]
     return "warn", f"works as {found.role}, which {' and '.join(can + sees)}", await missing(conn)
