@@ -39,30 +39,40 @@ revoke execute on function hitl_purge_questions(text, interval, integer) from pu
 create function hitl_rights(target name) returns text[] language sql immutable
 return case
     when target = 'schema_migrations' then array['select']
-    when target in ('events', 'decisions', 'delegations', 'steps', 'questions', 'anchors', 'anchored_heads', 'purged_runs')
-        then array['select', 'insert']
+    when target in ('events', 'decisions', 'delegations', 'steps', 'questions', 'anchors', 'anchored_heads',
+                    'purged_runs', 'erased_content') then array['select', 'insert']
+    when target = 'files' then array['select', 'insert', 'delete']
     when target in ('runs', 'run_documents', 'approvals', 'provider_calls', 'provider_cancels', 'links', 'api_keys',
                     'tenants', 'delivery_lines', 'erasures') then array['select', 'insert', 'update']
     else array['select', 'insert', 'update', 'delete'] end;
+
+-- What of the record is content: it may be erased, while who did what and when stays as it was.
+create function hitl_erasable(target name) returns name[] language sql immutable
+return case target when 'decisions' then array['reason', 'edits', 'changes', 'nonce']
+                   when 'delegations' then array['reason'] else array[]::name[] end;
 
 -- Make the role, if this login may; let this login take it on. Null, or what is in the way.
 create function hitl_role_ready() returns text language plpgsql as $$
 declare
     ours name := hitl_role();
     before text := current_setting('role');
+    door regprocedure;
 begin
     begin
         if not exists (select from pg_roles where rolname = ours) then
             execute format('create role %I nologin', ours);
         end if;
     exception
-        when insufficient_privilege then
-            return format('%I may not create the role %I', current_user, ours);
+        when insufficient_privilege then return format('%I may not create the role %I', current_user, ours);
         when duplicate_object or unique_violation then null;
     end;
     execute format('grant usage on schema %I to %I', current_schema(), ours);
-    execute format('grant execute on function hitl_purge_runs(uuid[], text, interval) to %I', ours);
-    execute format('grant execute on function hitl_purge_questions(text, interval, integer) to %I', ours);
+    for door in select oid::regprocedure from pg_proc
+                where prosecdef and pronamespace = current_schema()::regnamespace
+                  and proname in ('hitl_purge_runs', 'hitl_purge_questions', 'blank_progress')
+                  and not has_function_privilege(ours, oid, 'execute') loop
+        execute format('grant execute on function %s to %I', door, ours);
+    end loop;
     begin
         perform set_config('role', ours::text, true);
         perform set_config('role', before, true);
@@ -86,7 +96,7 @@ declare
     keyed name := case own when 'tenants' then 'name' else 'tenant' end;
     wanted text[] := hitl_rights(own);
     a_right text;
-    a_column text;
+    a_column name;
 begin
     if exists (select from pg_attribute where attrelid = target and attname = keyed and not attisdropped)
        and not exists (select from pg_policy where polrelid = target and polname = 'hitl_tenant') then
@@ -105,10 +115,9 @@ begin
                 end if;
             end if;
         end loop;
-        -- an erasure takes the words of a decision, never the decision
-        for a_column in select name from (values ('decisions', 'reason'), ('decisions', 'edits'),
-                ('delegations', 'reason')) as v (of_table, name) where of_table = own
-                and not has_column_privilege(hitl_role(), target, name, 'update') loop
+        for a_column in select attname from pg_attribute
+                        where attrelid = target and attname = any (hitl_erasable(own)) and not attisdropped
+                          and not has_column_privilege(hitl_role(), target, attname, 'update') loop
             execute format('grant update (%I) on %s to %I', a_column, target, hitl_role());
         end loop;
     end if;

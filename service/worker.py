@@ -21,6 +21,7 @@ from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
 from service.commands.erasure import rewrap
 from service.commands.purge import purge_by_policy
+from service.commands.stored import measure_due
 from service.commands.watch import exposition
 from service.delivering import deliver
 from service.domain.ids import uuid7
@@ -166,7 +167,7 @@ async def after_job_end(ctx: dict[str, Any]) -> None:
 
 
 async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLOrchestrator, worker_id: str) -> None:
-    settings = runtime.settings
+    settings, db = runtime.settings, runtime.services.db
     presence = Presence(runtime, worker_id)
     beat = Heartbeat(runtime, orchestrator, worker_id, presence)
     async with asyncio.TaskGroup() as group:
@@ -177,6 +178,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(settings.hitl_sweep_seconds, "sweep", lambda: _sweep(runtime)))
         # beside the sweep: a provider that is slow to answer must not hold it up
         group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
+        group.create_task(_every(settings.hitl_sweep_seconds, "stored", lambda: _unless_away(measure_due(db))))
         group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
         group.create_task(_every(PURGE_EVERY_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
         group.create_task(_every(PURGE_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))

@@ -203,9 +203,11 @@ def test_migrating_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
 def test_limits_of_a_tenant_are_set_one_by_one_and_taken_away(data_dir: Path) -> None:
     printed(data_dir, "tenants", "set", "acme", "--starts-per-minute", "10", "--live-runs", "5")
     printed(data_dir, "tenants", "set", "acme", "--live-runs", "none", "--retention-days", "30")
+    printed(data_dir, "tenants", "set", "acme", "--stored-bytes", "5000000000")
 
     acme = next(row for row in rows(data_dir, "tenants", "list") if row["id"] == "acme")
-    limits = {"starts_per_minute": 10, "live_runs": None, "retention_days": 30}
+    limits = {"starts_per_minute": 10, "live_runs": None, "retention_days": 30, "stored_bytes": 5_000_000_000}
+    limits |= {"stored_bytes_now": 0}
     assert acme == {"id": "acme", "name": "acme", **limits}
     assert "acme  10" in printed(data_dir, "tenants", "list")
     assert rows(data_dir, "tenants", "set", "acme")[0] == acme

@@ -34,7 +34,7 @@ async def behind_pooler(servers: Servers) -> AsyncIterator[Runtime]:
     await migrate(url)
     async with pooled(url) as pooled_url:
         settings = Settings(
-            database_url=pooled_url, direct_database_url=url, redis_url=f"{servers.redis_url}?db=9",
+            database_url=pooled_url, direct_database_url=url, redis_url=f"{servers.redis_url}?db=11",
             hitl_secret_key=servers.secret_key, hitl_pg_pooler="transaction", _env_file=None,
         )  # fmt: skip
         async with open_runtime(settings, process="test") as runtime:

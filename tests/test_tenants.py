@@ -9,6 +9,7 @@ import pytest
 
 from service.commands import tenants
 from service.commands.runs import Idempotency, StartRun, cancel_run, start_run
+from service.commands.stored import measure_due
 from service.commands.tenants import set_limits
 from service.domain.policy import HitlConfig
 from service.domain.principal import Principal
@@ -136,3 +137,75 @@ async def test_whoever_has_no_limit_waits_for_nobodys_turn(empty: Runtime) -> No
             assert isinstance(await one(empty, other), UUID)
         assert not waiting.done()
     assert isinstance(await waiting, UUID)
+
+
+# --- bytes stored -------------------------------------------------------------------------------------------
+
+
+async def counted(runtime: Runtime, tenant: str) -> int:
+    """What starts are held to, once a worker has counted anew."""
+    await sql(runtime, "update tenants set measure_at = null where name = $1", tenant)
+    await measure_due(runtime.services.db)
+    runtime.services.limits._read_at = float("-inf")
+    found: int = await sql(runtime, "select stored_bytes_now from tenants where name = $1", tenant)
+    return found
+
+
+async def test_over_its_bytes_a_tenant_starts_nothing_and_below_them_again(empty: Runtime) -> None:
+    who = await limited(empty, stored_bytes=3000)
+    first = await one(empty, who, idempotency=Idempotency("k", "0" * 64))
+    assert isinstance(first, UUID)
+    assert 0 < await counted(empty, who.tenant) < 3000
+    noise = "".join(uuid4().hex for _ in range(200))  # nothing that compresses away
+    await sql(empty, "update run_documents set output = to_json($2::text) where run_id = $1", first, noise)
+    assert await counted(empty, who.tenant) > 3000
+
+    refusal = await one(empty, who)
+    assert isinstance(refusal, TenantLimit)
+    assert (refusal.status, refusal.code) == (429, "tenant_limit") and refusal.retry_after_s
+    assert await one(empty, who, idempotency=Idempotency("k", "0" * 64)) == first
+    assert isinstance(await one(empty, Principal("sue", f"t-{uuid4().hex[:8]}", "submitter")), UUID)
+
+    await sql(empty, "delete from runs where id = $1", first)
+    assert await counted(empty, who.tenant) == 0
+    assert isinstance(await one(empty, who), UUID)
+
+
+async def test_files_count_and_every_page_of_runs_does(empty: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.commands.stored.PAGE", 3)
+    who = await limited(empty, stored_bytes=10**9)
+    started = [run for run in await many(empty, who, 7) if isinstance(run, UUID)]
+    documents = await counted(empty, who.tenant)
+    add = """
+        insert into files (id, tenant, run_id, name, media_type, size, sha256, location, created_at)
+        values (gen_random_uuid(), $2, $1, 'a', 'image/png', 1000000, '', '', now())
+    """
+    for run_id in started:
+        await sql(empty, add, run_id, who.tenant)
+    assert await counted(empty, who.tenant) == documents + 7_000_000
+
+
+async def test_what_is_stored_when_the_limit_is_set_counts_at_once(empty: Runtime) -> None:
+    who = await limited(empty)
+    await many(empty, who, 3)
+    saved = await set_limits(empty.services.db, Tenant(who.tenant, stored_bytes=1), ["stored_bytes"])
+    assert saved.stored_bytes_now > 1
+    empty.services.limits._read_at = float("-inf")
+    assert isinstance(await one(empty, who), TenantLimit)
+    kept = await set_limits(empty.services.db, Tenant(who.tenant, live_runs=9), ["live_runs"])
+    assert (kept.stored_bytes, kept.stored_bytes_now) == (1, saved.stored_bytes_now)
+
+
+async def test_two_workers_count_a_tenant_once(empty: Runtime) -> None:
+    who = await limited(empty, stored_bytes=5)
+    await sql(empty, "update tenants set measure_at = 'infinity' where name <> $1", who.tenant)
+    assert sum(await asyncio.gather(*(measure_due(empty.services.db) for _ in range(4)))) == 1
+    assert await measure_due(empty.services.db) == 0
+
+
+async def test_starts_of_a_tenant_with_only_that_limit_do_not_wait_for_each_other(empty: Runtime) -> None:
+    who = await limited(empty, stored_bytes=10**9)
+    async with empty.services.db.transaction(EVERY) as conn:
+        await conn.execute("select pg_advisory_xact_lock(hashtextextended($1, 11))", who.tenant)
+        async with asyncio.timeout(10):
+            assert isinstance(await one(empty, who), UUID)

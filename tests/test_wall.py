@@ -1,8 +1,13 @@
 """The second wall: the service's role, and the rows that it sees. Here every query forgets its tenant."""
 
+import asyncio
+import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -16,7 +21,7 @@ from service.store import approvals, events, runs, wall
 from service.store.database import EVERY, Database
 from service.store.migrate import migrate, tables
 from tests.acting import begin, sql, story, worker
-from tests.conftest import ASK_ALWAYS, DEV, echo, new_database
+from tests.conftest import ASK_ALWAYS, DEV, base_env, echo, new_database
 
 MINE, THEIRS = "mine", "theirs"
 NASTY: Final = [
@@ -45,10 +50,10 @@ FORBIDDEN: Final = """
     update events set data = '{}'; delete from events; truncate events; drop table events;
     alter table events disable row level security; drop policy hitl_tenant on runs;
     create trigger t before insert on events execute function suppress_redundant_updates_trigger();
-    delete from runs; truncate runs cascade; delete from approvals; delete from files;
-    update decisions set actor = 'x'; delete from decisions; update steps set actor = 'x';
-    update tombstones set tenant = 'x'; update schema_migrations set checksum = 'x';
-    insert into tombstones select id, tenant, status, 0, '', now(), now() from runs
+    delete from runs; truncate runs cascade; delete from approvals;
+    update decisions set actor = 'x'; delete from decisions;
+    update delegations set users = '{}'; update steps set actor = 'x';
+    update purged_runs set tenant = 'x'; update schema_migrations set checksum = 'x'; delete from anchors
 """
 
 
@@ -58,6 +63,12 @@ async def test_the_service_cannot_change_the_record(empty: Runtime, change: str)
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with empty.services.db.transaction(EVERY) as conn:
             await conn.execute(change)
+
+
+async def test_what_people_wrote_can_be_erased_from_the_record(empty: Runtime) -> None:
+    async with empty.services.db.transaction(EVERY) as conn:
+        await conn.execute("update decisions set reason = null, edits = null")
+        await conn.execute("update delegations set reason = null")
 
 
 async def test_whoever_owns_the_database_still_can(empty: Runtime) -> None:
@@ -72,6 +83,21 @@ async def test_every_connection_is_narrow_also_the_one_that_lives_as_long_as_a_s
         assert await conn.fetchval("select current_user = hitl_role()")
         found = await wall.rights(conn)
     assert (found.wide, found.blind) == ([], True)
+
+
+async def test_a_pool_that_was_open_before_the_migration_becomes_narrow(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wall, "ROLE_AGAIN_S", 0.0)
+    url = await new_database(servers, "opened_too_early")
+    for pooler in (False, True):
+        db = Database(url, max_size=1, pooler=pooler)
+        async with db.connection("a") as conn:
+            assert await conn.fetchval("select current_user = session_user") is not pooler
+        await migrate(url)
+        async with db.connection("a") as conn:
+            assert await conn.fetchval("select current_user = hitl_role()")
+        await db.close()
 
 
 async def test_the_role_and_the_tenant_outlast_the_release_of_a_connection(quiet: Runtime) -> None:
@@ -253,9 +279,11 @@ async def test_the_functions_of_the_owner_look_only_where_they_were_told_to(empt
             from pg_proc where prosecdef and pronamespace = 'public'::regnamespace
             """
         )
-    assert {row["proname"] for row in found} >= {"hitl_purge_runs", "hitl_purge_questions"}
-    for row in found:
-        assert "search_path=pg_catalog, pg_temp" in row["proconfig"] and not row["public"], row["proname"]
+    about = {row["proname"]: (row["proconfig"], row["public"]) for row in found}
+    for name in ("hitl_purge_runs", "hitl_purge_questions"):
+        assert about.pop(name) == (["search_path=pg_catalog, pg_temp"], False)
+    for name, (config, _) in about.items():
+        assert config and config[0].startswith("search_path=") and config[0].endswith(" pg_temp"), name
 
 
 # --- where nobody may make a role ---------------------------------------------------------------------------
@@ -281,8 +309,9 @@ async def test_without_the_right_to_make_roles_it_migrates_works_and_says_so(
     db = Database(url)
     async with db.connection("mine") as conn:
         before = await wall.rights(conn)
-        advice = await wall.missing(conn)
+        result, _, advice = await wall.verdict(conn)
     await db.close()
+    assert result == "warn"
     assert set(before.wide) == {"update", "delete", "truncate"} and not before.blind
 
     for statement in re.findall(r"create role [^;]+|grant [^;]+", advice):  # what it told us to do
@@ -292,9 +321,31 @@ async def test_without_the_right_to_make_roles_it_migrates_works_and_says_so(
     narrow = Database(url)
     async with narrow.connection("mine") as conn:
         after = await wall.rights(conn)
+        assert (await wall.verdict(conn))[0] == "ok"
         assert not await conn.fetch("select * from runs")
     await narrow.close()
     assert (after.wide, after.blind) == ([], True)
+
+
+async def test_the_commands_say_what_is_missing_and_do_not_fail_for_it(
+    managed: tuple[str, asyncpg.Connection], servers: Servers
+) -> None:
+    url, _ = managed
+    env = base_env(servers, DATABASE_URL=url)
+
+    async def hitl(*arguments: str) -> tuple[int, str, str]:
+        command = [str(Path(sys.executable).parent / "hitl"), *arguments]
+        done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, said, noted = await hitl("migrate")
+    assert code == 0 and "applied 0010_wall.sql" in said
+    assert "create role hitl_service_managed" in noted and noted.count("\n") == 1
+    code, said, _ = await hitl("doctor", "--json")
+    checks = {check["id"]: check for check in json.loads(said)}
+    assert (code, checks["postgres_role"]["result"]) == (0, "warn")
+    assert "grant hitl_service_managed" in checks["postgres_role"]["advice"]
+    assert (await hitl("runs", "list"))[0] == 0
 
 
 async def test_an_owner_that_may_make_roles_makes_one_and_takes_it_on(
@@ -319,5 +370,8 @@ async def test_a_login_of_its_own_that_is_in_the_role_is_held_by_the_same_walls(
     db = Database(re.sub("//[^@]+@", f"//{login}@", url))
     async with db.connection("mine") as conn:
         found = await wall.rights(conn)
+        await conn.execute("reset role")
+        anyway = await wall.rights(conn)
     await db.close()
-    assert (found.wide, found.blind) == ([], True)
+    for each in (found, anyway):
+        assert (each.wide, each.blind, each.leaves) == ([], True, False)

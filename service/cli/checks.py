@@ -18,7 +18,7 @@ from service.errors import Unavailable
 from service.logs import CATALOGUE
 from service.queue import connect
 from service.settings import Settings, load_settings, may_embed, require
-from service.store import workers
+from service.store import wall, workers
 from service.store.database import EVERY, Conn, Database, server_facts
 from service.store.migrate import migrate, pending
 
@@ -32,7 +32,9 @@ def migrate_command() -> None:
     """Apply what is missing of migrations/; safe when several machines do it at once."""
     settings = load_settings()
     if settings.direct_database_url or settings.database_url:
-        applied = asyncio.run(migrate(migration_url(settings)))
+        url = migration_url(settings)
+        applied = asyncio.run(migrate(url))
+        asyncio.run(_say_if_wide(url))
     elif may_embed():
         with lease(Path(settings.hitl_data_dir)) as servers:
             applied = asyncio.run(migrate(servers.database_url))
@@ -43,6 +45,18 @@ def migrate_command() -> None:
         click.echo(f"applied {name}")
     if not applied:
         click.echo("nothing to do")
+
+
+async def _say_if_wide(url: str) -> None:
+    """A host that lets nobody make roles is no reason to fail, but one to say so."""
+    db = Database(url, pooler=True, application="hitl-migrate")
+    try:
+        async with db.connection(EVERY) as conn:
+            result, detail, advice = await wall.verdict(conn)
+    finally:
+        await db.close()
+    if result == "warn":
+        click.echo(f"note: the service {detail} - {advice}", err=True)
 
 
 @click.command()
@@ -132,7 +146,8 @@ async def _postgres_checks(conn: Conn) -> list[Check]:
     here = datetime.fromtimestamp((before + time.time()) / 2, UTC)
     missing = await pending(conn)
     present = [] if missing else await workers.present(conn)
-    return [_version(facts), _durability(facts), _schema(missing), _clock(facts["now"], here), _workers(present)]
+    role = [] if missing else [Check("postgres_role", *await wall.verdict(conn))]
+    return [_version(facts), _durability(facts), _schema(missing), *role, _clock(facts["now"], here), _workers(present)]
 
 
 def _version(facts: dict[str, Any]) -> Check:

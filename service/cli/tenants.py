@@ -1,4 +1,4 @@
-"""`hitl tenants`: what a tenant may start, and how long its record is kept."""
+"""`hitl tenants`: what a tenant may start and store, and how long its record is kept."""
 
 from dataclasses import asdict
 from typing import Any, Final
@@ -13,8 +13,9 @@ from service.runtime import Runtime
 from service.store import tenants
 from service.store.database import EVERY
 
-COLUMNS: Final = ("name", "starts_per_minute", "live_runs", "retention_days")
+COLUMNS: Final = ("name", "starts_per_minute", "live_runs", "stored_bytes", "stored_bytes_now", "retention_days")
 MOST: Final = 2**31 - 1
+MOST_BYTES: Final = 2**62
 
 
 class Limit(click.ParamType[Any]):
@@ -22,8 +23,8 @@ class Limit(click.ParamType[Any]):
 
     name = "N|none"
 
-    def __init__(self, least: int) -> None:
-        self._range = click.IntRange(least, MOST)
+    def __init__(self, least: int, most: int = MOST) -> None:
+        self._range = click.IntRange(least, most)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == "none" else self._range.convert(value, param, ctx)
@@ -56,11 +57,16 @@ def tenants_list(as_json: bool) -> None:
 @click.argument("name", callback=_named)
 @click.option("--starts-per-minute", type=Limit(0), help="Runs that may be started within a minute.")
 @click.option("--live-runs", type=Limit(0), help="Runs that are not over.")
+@click.option(
+    "--stored-bytes", type=Limit(0, MOST_BYTES), help="Bytes of files and documents; counted every 10 seconds or so."
+)
 @click.option("--retention-days", type=Limit(1), help="Finished runs older than this are deleted.")
 @json_option
 def tenants_set(name: str, as_json: bool, **limits: Any) -> None:
     """Change limits; those that are not named stay. `none` takes one away. In force within 2 seconds."""
-    given = {field: None if value == "none" else value for field, value in limits.items() if value is not None}
+    given: dict[str, Any] = {
+        field: None if value == "none" else value for field, value in limits.items() if value is not None
+    }
     saved = operate(lambda runtime: set_limits(runtime.services.db, Tenant(name, **given), given))
     show([_row(saved)], COLUMNS, as_json=as_json)
 

@@ -4,8 +4,10 @@ import asyncio
 import math
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
+from service.commands import stored
 from service.domain.tenant import Tenant
 from service.errors import TenantLimit
 from service.store import tenants
@@ -46,8 +48,13 @@ async def check(conn: Conn, limit: Tenant) -> None:
     """Raises `TenantLimit` when one more run would be one too many.
 
     Exact: until the start that asks is committed or refused, the tenant's other starts wait here. It comes last
-    before the run is written, so that is short.
+    before the run is written, so that is short. What is stored was counted before: nobody waits for that.
     """
+    if limit.stored_bytes is not None and limit.stored_bytes_now >= limit.stored_bytes:
+        detail = f"the tenant may store {limit.stored_bytes} bytes"
+        raise TenantLimit(detail, retry_after_s=math.ceil(stored.COUNT_EVERY_S))
+    if limit.starts_per_minute is None and limit.live_runs is None:
+        return
     await tenants.take_turn(conn, limit.name)
     if limit.starts_per_minute is not None:
         wait_s = await _wait_s(conn, limit.name, limit.starts_per_minute)
@@ -62,7 +69,10 @@ async def check(conn: Conn, limit: Tenant) -> None:
 
 
 async def set_limits(db: Database, tenant: Tenant, given: Collection[str]) -> Tenant:
-    """Change the limits that are `given`; every process holds to them within 2 s."""
+    """Change the limits that are `given`; every process holds to them within 2 s. What is stored already is counted
+    for it at once."""
+    if tenant.stored_bytes is not None:
+        tenant = replace(tenant, stored_bytes_now=await stored.measure(db, tenant.name))
     async with db.transaction(tenant.name) as conn:
         return await tenants.save(conn, tenant, given)
 

@@ -1,4 +1,4 @@
-"""What a tenant may start, and how long its record is kept."""
+"""What a tenant may start and store, and how long its record is kept."""
 
 from dataclasses import dataclass
 
@@ -11,3 +11,6 @@ class Tenant:
     starts_per_minute: int | None = None
     live_runs: int | None = None
     retention_days: int | None = None
+    stored_bytes: int | None = None
+    stored_bytes_now: int = 0
+    """What was counted last, of a tenant with that limit."""

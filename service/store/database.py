@@ -51,7 +51,6 @@ class _Connection(asyncpg.Connection):
     outbox: Outbox
     vault: object  # the keys of content: `store.content` knows them
     sight: Sight
-    role: str | None
 
     def get_reset_query(self) -> str:
         """Nothing is to be undone at release: a transaction's settings end with it (asyncpg rolls back an open one),
@@ -186,6 +185,7 @@ class Database:
             started = time.monotonic()
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
                 metrics.POOL_WAIT.observe(time.monotonic() - started)
+                await wall.narrow(conn, _sight(conn), lasting=not self._pooler)
                 yield conn
 
     @asynccontextmanager
@@ -193,7 +193,7 @@ class Database:
         """A transaction that sees this. The words go along with BEGIN, so they cost no journey."""
         sight = _sight(conn)
         if self._pooler:
-            sight.with_begin = wall.local(scope, _role(conn))
+            sight.with_begin = wall.local(scope, sight.role)
         elif sight.seen != scope:
             sight.with_begin = wall.local(scope)
         async with conn.transaction(**kind):
@@ -209,7 +209,7 @@ class Database:
         conn.outbox = Outbox(self._relays)
         conn.vault = self._vault
         conn.sight = Sight()
-        conn.role = await wall.take_role(conn, lasting=not self._pooler)
+        await wall.narrow(conn, conn.sight, lasting=not self._pooler)
         for kind in ("json", "jsonb"):
             mark = b"\x01" if kind == "jsonb" else b""
             await conn.set_type_codec(
@@ -225,11 +225,6 @@ class Database:
 
 def _sight(conn: Conn) -> Sight:
     found: Sight = conn.sight  # type: ignore[union-attr]  # the pool's proxy hands on what `_Connection` has
-    return found
-
-
-def _role(conn: Conn) -> str | None:
-    found: str | None = conn.role  # type: ignore[union-attr]  # likewise
     return found
 
 

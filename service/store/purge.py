@@ -82,14 +82,8 @@ async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> int:
 
 
 async def _forget(conn: Conn, subjects: Sequence[UUID]) -> int:
-    """Delete the keys of what is gone, and the marks of what was erased of it. Returns how many are gone."""
-    await conn.execute(
-        """
-        with keys as (delete from content_keys where subject = any($1))
-        delete from erased_content where subject = any($1)
-        """,
-        subjects,
-    )
+    """Delete the keys of what is gone. Returns how many are gone."""
+    await conn.execute("delete from content_keys where subject = any($1)", subjects)
     return len(subjects)
 
 

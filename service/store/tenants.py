@@ -8,11 +8,11 @@ from service.store.database import Conn
 
 
 async def limited(conn: Conn) -> list[Tenant]:
-    """Tenants with a limit on what they start."""
+    """Tenants with a limit on what they start, and what those that may not store everything have stored."""
     rows = await conn.fetch(
         """
-        select name, starts_per_minute, live_runs, retention_days from tenants
-        where starts_per_minute is not null or live_runs is not null
+        select name, starts_per_minute, live_runs, retention_days, stored_bytes, stored_bytes_now from tenants
+        where starts_per_minute is not null or live_runs is not null or stored_bytes is not null
         """
     )
     return [Tenant(**row) for row in rows]
@@ -22,7 +22,8 @@ async def known(conn: Conn) -> list[Tenant]:
     """Every tenant that has limits or keys."""
     rows = await conn.fetch(
         """
-        select name, starts_per_minute, live_runs, retention_days
+        select name, starts_per_minute, live_runs, retention_days, stored_bytes,
+               coalesce(stored_bytes_now, 0) as stored_bytes_now
         from (select name from tenants union select tenant from api_keys) as known (name)
         left join tenants using (name) order by name
         """
@@ -34,14 +35,18 @@ async def save(conn: Conn, tenant: Tenant, given: Collection[str]) -> Tenant:
     """Set the fields that are `given`, leave the others. Returns the row as it stands."""
     row = await conn.fetchrow(
         """
-        insert into tenants as t (name, starts_per_minute, live_runs, retention_days) values ($1, $2, $3, $4)
+        insert into tenants as t (name, starts_per_minute, live_runs, retention_days, stored_bytes, stored_bytes_now)
+        values ($1, $2, $3, $4, $6, $7)
         on conflict (name) do update set updated_at = now(),
             starts_per_minute = case when 'starts_per_minute' = any($5) then $2 else t.starts_per_minute end,
             live_runs = case when 'live_runs' = any($5) then $3 else t.live_runs end,
-            retention_days = case when 'retention_days' = any($5) then $4 else t.retention_days end
-        returning name, starts_per_minute, live_runs, retention_days
+            retention_days = case when 'retention_days' = any($5) then $4 else t.retention_days end,
+            stored_bytes = case when 'stored_bytes' = any($5) then $6 else t.stored_bytes end,
+            stored_bytes_now = case when 'stored_bytes' = any($5) then $7 else t.stored_bytes_now end
+        returning name, starts_per_minute, live_runs, retention_days, stored_bytes, stored_bytes_now
         """,
         tenant.name, tenant.starts_per_minute, tenant.live_runs, tenant.retention_days, list(given),
+        tenant.stored_bytes, tenant.stored_bytes_now,
     )  # fmt: skip
     assert row is not None
     return Tenant(**row)

@@ -4,10 +4,11 @@ The first wall is that every query names its tenant. This one holds when a query
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import asyncpg
 
@@ -19,6 +20,7 @@ class Every(Enum):
 
 
 EVERY: Final = Every.TENANT
+ROLE_AGAIN_S: Final = 10.0
 LOCK_TRIES: Final = 10
 LOCK_PAUSE_S: Final = 1.0
 Scope: TypeAlias = str | Every
@@ -26,10 +28,13 @@ Scope: TypeAlias = str | Every
 
 @dataclass(slots=True)
 class Sight:
-    """What a connection's session sees, and what goes along with its next BEGIN. `seen` None: not known."""
+    """What a connection's session sees (`seen` None: not known), what goes along with its next BEGIN, and its role.
+    One that found none asks again at `ask_at`: the migration may have come since."""
 
     seen: Scope | None = None
     with_begin: str = ""
+    role: str | None = None
+    ask_at: float = 0.0
 
 
 def local(scope: Scope, role: str | None = None) -> str:
@@ -56,7 +61,15 @@ def _literal(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-async def take_role(conn: "asyncpg.Connection[asyncpg.Record]", *, lasting: bool) -> str | None:
+async def narrow(conn: Any, sight: Sight, *, lasting: bool) -> None:
+    """Take on the role, unless that was done or found impossible a moment ago."""
+    now = time.monotonic()
+    if sight.role is None and now >= sight.ask_at:
+        sight.ask_at = now + ROLE_AGAIN_S
+        sight.role = await take_role(conn, lasting=lasting)
+
+
+async def take_role(conn: Any, *, lasting: bool) -> str | None:
     """Take on the service's role, for the session or only to see whether it can be had. None: before the migration,
     or where no administrator has made the role; the login's own rights then hold."""
     try:
@@ -76,11 +89,12 @@ async def take_role(conn: "asyncpg.Connection[asyncpg.Record]", *, lasting: bool
 @dataclass(frozen=True, slots=True)
 class Rights:
     """What holds for a connection. `wide`: what of the record it could change; `blind`: whether rows of other tenants
-    are kept from it."""
+    are kept from it; `leaves`: whether its login could do more than its role."""
 
     role: str
     wide: Sequence[str]
     blind: bool
+    leaves: bool
 
 
 async def rights(conn: Any) -> Rights:
@@ -90,7 +104,8 @@ async def rights(conn: Any) -> Rights:
         select current_user::text as role,
                array(select p from unnest(array['update', 'delete', 'truncate']) as p
                      where has_table_privilege(current_user, 'events', p)) as wide,
-               row_security_active('events') as blind
+               row_security_active('events') as blind,
+               has_table_privilege(session_user, 'events', 'update') as leaves
         """
     )
     assert row is not None
@@ -119,7 +134,18 @@ async def _put_up(conn: Any, table: str) -> None:
         await conn.execute("select hitl_wall(found) from to_regclass($1) as found where found is not null", table)
 
 
-async def missing(conn: Any) -> str | None:
-    """What an administrator must do before the service can be narrow; None: nothing."""
+async def missing(conn: Any) -> str:
+    """What an administrator does where the migrating login may not make the role or take it on."""
     role, login = await conn.fetchrow("select quote_ident(hitl_role()::text), quote_ident(session_user::text)")
     return f"as an administrator: create role {role} nologin; grant {role} to {login}; then `hitl migrate` once more"
+
+
+async def verdict(conn: Any) -> tuple[Literal["ok", "warn"], str, str]:
+    """Whether this connection is narrow, in words, and what to do about it: for the doctor."""
+    found = await rights(conn)
+    if found.blind and not found.wide:
+        more = "; its login could do more" if found.leaves else ""
+        return "ok", f"works as {found.role}: adds events and changes none, sees one tenant at a time{more}", ""
+    can = [f"may {' and '.join(found.wide)} events"] if found.wide else []
+    sees = [] if found.blind else ["is not held to one tenant's rows"]
+    return "warn", f"works as {found.role}, which {' and '.join(can + sees)}", await missing(conn)
