@@ -58,6 +58,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "sweep.part_failed": "a part of a sweep met a fault; the rest of it went on",
     "metrics.served": "the port of HITL_METRICS_PORT answers",
     "metrics.not_served": "that port is taken; the process runs without it",
+    "audit.anchored": "what changed in the record was anchored: number, runs, hash; keep this line elsewhere",
     "purge.finished": "what was over for longer than its tenant keeps it was removed: counts",
     "purge.failed": "the file store is away; the runs stay until the next time",
     "lib": "a line of a library at WARNING or above",

@@ -1,13 +1,17 @@
 """Use case: forget what is over for longer than it is kept, in batches that hold nobody up."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
+from uuid import UUID
 
 from service.commands.context import Services
+from service.domain.anchor import Signer, tombstone
 from service.filestore import StoreFailed
 from service.logs import get_logger
+from service.store import anchors, seen
 from service.store import purge as store
+from service.store.database import Conn
 from service.store.purge import Kept
 
 BATCH: Final = 200
@@ -48,7 +52,7 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
             log.warning("purge.failed", tenant=one.tenant, error=type(error).__name__)
             break
         async with services.db.transaction() as conn:
-            gone = await store.remove(conn, run_ids)
+            gone = await store.remove(conn, await _with_tombstones(conn, services, run_ids))
         found.update(runs=gone, files=len(places))
         told(gone)
         if len(run_ids) < BATCH or not gone:
@@ -59,9 +63,19 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
         found["questions"] += gone
         if gone < BATCH:
             break
+    async with services.db.transaction() as conn:
+        await seen.forget(conn, one.tenant, days=one.days)
     if found.total():
         log.info("purge.finished", tenant=one.tenant, days=one.days, **found)
     return dict(found)
+
+
+async def _with_tombstones(conn: Conn, services: Services, run_ids: Sequence[UUID]) -> list[UUID]:
+    """Those that are still final, locked; what is left of each is signed: a deletion is no purge without it."""
+    signer, now = Signer(services.keyring), services.db.now()
+    ends = await anchors.final_ends(conn, run_ids)
+    await anchors.bury(conn, [tombstone(end, now, signer) for end in ends])
+    return [end.run_id for end in ends]
 
 
 async def purge_by_policy(services: Services) -> None:
