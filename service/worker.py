@@ -278,7 +278,7 @@ async def _cancel_due(runtime: Runtime) -> None:
 
 
 async def _anchor(runtime: Runtime) -> None:
-    await _unless_away(anchor_all(runtime.services, every_s=runtime.settings.hitl_anchor_seconds))
+    await anchor_all(runtime.services, every_s=runtime.settings.hitl_anchor_seconds)
 
 
 async def _hide_running(process: Process) -> None:

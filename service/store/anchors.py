@@ -11,6 +11,7 @@ from service.domain.anchor import Anchor, End, Seal, Tombstone
 from service.store.database import Conn
 
 PREFETCH = 1000
+LONG_S = 300.0  # an hour of events may take its time
 COLUMNS = ("n", "at", "heads", "root", "prev_hash", "hash", "key_id", "public_key", "signature")
 
 
@@ -72,6 +73,7 @@ async def changed(conn: Conn, since: str, *, beyond: UUID | None, limit: int) ->
         since,
         beyond,
         limit,
+        timeout=LONG_S,
     )
     return [End(**row) for row in rows]
 
