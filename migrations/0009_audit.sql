@@ -26,6 +26,7 @@ create table approval_views (
     channel       text not null,
     primary key (approval_id, subject)
 );
+create index approval_views_over on approval_views (tenant, first_seen_at);
 
 -- Anchors: signed hashes over the last events of the runs that changed since the one before. `since` and `seen` are
 -- snapshots: which changes it looked for, and what the next one need not look at; `beyond` is the last run of a page

@@ -32,18 +32,17 @@ create index erased_content_by_erasure on erased_content (erasure_id);
 -- What a provider told of its answer so far is content inside an event, and sealed there. Rows of before this
 -- migration are not: this blanks them, of runs whose content was erased, and nothing else of any event. It runs as
 -- its owner, so that the service's own role needs no right to change events.
-do $do$
-begin
-    execute format($f$
-        create function %1$I.blank_progress(run_ids uuid[]) returns bigint language sql security definer
-            set search_path = %1$I, pg_catalog, pg_temp as $$
-            with blanked as (
-                update events e set data = json_build_object('content_erased', true,
-                    'run_status', e.data->'run_status', 'current_step', e.data->'current_step')
-                from erased_content x
-                where e.run_id = any(run_ids) and x.subject = e.run_id and e.type = 'provider.progress'
-                  and e.data->>'sealed' is null and e.data->>'content_erased' is null
-                returning 1)
-            select count(*) from blanked
-        $$ $f$, current_schema());
-end $do$;
+create function blank_progress(run_ids uuid[]) returns bigint
+language sql security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    with blanked as (
+        update events e set data = json_build_object('content_erased', true,
+            'run_status', e.data->'run_status', 'current_step', e.data->'current_step')
+        from erased_content x
+        where e.run_id = any (run_ids) and x.subject = e.run_id and e.type = 'provider.progress'
+          and e.data->>'sealed' is null and e.data->>'content_erased' is null
+        returning 1)
+    select count(*) from blanked;
+end;
+
+revoke execute on function blank_progress(uuid[]) from public;

@@ -100,6 +100,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "sweep.part_failed": _event("a part of a sweep met a fault; the rest of it went on", "part error"),
     "metrics.served": _event("the port of HITL_METRICS_PORT answers", "port"),
     "metrics.not_served": _event("that port is taken; the process runs without it", "port error"),
+    "audit.anchored": _event(
+        "what changed in the record was anchored: keep this line elsewhere", "anchor runs hash key_id"
+    ),
     "purge.finished": _event(
         "what was over for longer than its tenant keeps it was removed", "days runs files questions duration_ms"
     ),

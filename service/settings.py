@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     hitl_poll_delay: Annotated[float, Field(gt=0, le=60)] = 0.5
     hitl_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10
     hitl_sweep_seconds: Annotated[float, Field(ge=0.1, le=600)] = 2
+    hitl_anchor_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600
     hitl_timer_horizon_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600
     hitl_drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 25
     hitl_http_allow: Annotated[tuple[str, ...], NoDecode] | None = None

@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 from service import __version__, arq_worker, faults, logs, tracing
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
+from service.commands.anchors import anchor_all
 from service.commands.erasure import rewrap
 from service.commands.purge import purge_by_policy
 from service.commands.stored import measure_due
@@ -37,6 +38,7 @@ from service.store.database import EVERY, Conn, answering
 HIDE_AFTER_S: Final = 1.0
 PRESENCE_LOOK_S: Final = 1.0
 PURGE_EVERY_S: Final = 3600.0
+ANCHOR_LOOK_S: Final = 60.0
 HIDDEN_FOR_MS: Final = 60_000
 
 log = logs.get_logger("worker")
@@ -182,6 +184,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
         group.create_task(_every(PURGE_EVERY_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
         group.create_task(_every(PURGE_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))
+        group.create_task(_every(min(ANCHOR_LOOK_S, settings.hitl_anchor_seconds), "anchor", lambda: _anchor(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
 
@@ -300,6 +303,10 @@ async def _sweep(runtime: Runtime) -> None:
 
 async def _cancel_due(runtime: Runtime) -> None:
     await _unless_away(cancels.cancel_due(runtime.services))
+
+
+async def _anchor(runtime: Runtime) -> None:
+    await anchor_all(runtime.services, every_s=runtime.settings.hitl_anchor_seconds)
 
 
 async def _hide_running(process: Process) -> None:

@@ -16,11 +16,15 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain.audit import Head, check, link_hash
+from service.commands.approvals import decide
+from service.commands.audit import Wanted, verify
+from service.domain.anchor import public_keys
+from service.domain.approval import Order
+from service.domain.audit import Broken, Head, check, link_hash
 from service.embedded import Servers
 from service.runtime import Runtime
 from tests.acting import begin, sql, worker
-from tests.conftest import base_env, echo
+from tests.conftest import ASK_ALWAYS, DEV, base_env, echo
 
 HITL = Path(sys.executable).parent / "hitl"
 Line = dict[str, Any]
@@ -125,9 +129,10 @@ async def test_both_forms_of_an_export_hold_every_event_whole_and_verify(auditor
     assert sorted({line["run_id"] for line in lines}) == auditor.runs
     assert all(line["hash"] == link_hash(line) for line in lines)
     rows = list(csv.DictReader((await auditor.exported("csv")).splitlines()))
-    assert [{**row, "seq": int(row["seq"]), "of": int(row["of"]), "data": json.loads(row["data"])} for row in rows] == [
-        {name: line[name] for name in rows[0]} for line in lines
-    ]
+    for row, line in zip(rows, lines, strict=True):
+        event = {name: row[name] for name in line if name != "record"}
+        event |= {"seq": int(row["seq"]), "of": int(row["of"]), "data": json.loads(row["data"])}
+        assert event == {name: value for name, value in line.items() if name != "record"}
     for form in ("jsonl", "csv"):
         out = tmp_path / f"export.{form}"
         assert (await auditor("export", "--format", form, "--out", str(out))).returncode == 0
@@ -164,6 +169,99 @@ async def test_a_last_event_that_an_export_lacks_is_named(auditor: Auditor, tmp_
     (link,) = await auditor.broken(str(file))
     assert (link["run_id"], link["seq"]) == (auditor.runs[1], json.loads(text[-1])["seq"])
     assert link["problem"].startswith("is missing at the end")
+
+
+CHANGES = {
+    "run_id": "run_id = '{other}'::uuid, seq = 900 + seq",
+    "seq": "seq = 900 + seq",
+    "tenant": "tenant = tenant || 'x'",
+    "type": "type = chr(ascii(type) # 1) || substr(type, 2)",
+    "at": "at = at + interval '1 us'",
+    "actor": "actor = chr(ascii(actor) # 1) || substr(actor, 2)",
+    "data": "data = regexp_replace(data::text, '.$', ',\"x\":1}')::json",
+    "prev_hash": "prev_hash = translate(left(prev_hash, 1) || 'x', '0123456789abcdef', '123456789abcdef0')",
+    "hash": "hash = translate(left(hash, 1), '0123456789abcdef', '123456789abcdef0') || substr(hash, 2)",
+}
+NO_FACT = {"xid"}  # which transaction wrote the row: it orders the streams, and says nothing about the run
+
+
+async def found_by_verify(runtime: Runtime) -> list[str]:
+    found = await verify(runtime.services, Wanted(), public_keys(runtime.services.keyring))
+    return [link.run_id for link in found.broken if isinstance(link, Broken)]
+
+
+async def test_no_column_of_any_event_can_be_changed_unseen(auditor: Auditor) -> None:
+    """Every column, at the first event, in the middle and at the last; deleted; exchanged with its neighbour."""
+    runtime, (touched, other) = auditor.runtime, auditor.runs
+    columns = "select array_agg(column_name::text) from information_schema.columns where table_name = 'events'"
+    assert set(await sql(runtime, columns)) == CHANGES.keys() | NO_FACT
+    last = await sql(runtime, "select event_seq from runs where id = $1", UUID(touched))
+    await sql(runtime, "drop table if exists kept_events")
+    await sql(runtime, "create table kept_events as select * from events")
+    of_one = f"where run_id = '{touched}' and seq"
+    changes = [f"update events set {change.replace('{other}', other)} {of_one} = {seq}"
+               for change in CHANGES.values() for seq in (1, last // 2, last)]  # fmt: skip
+    changes += [f"update events set data = '{data}' {of_one} = 2" for data in ("1", "[]", "null", "{}", '"x"')]
+    changes += [f"delete from events {of_one} = {seq}" for seq in range(1, last + 1)]
+    changes += [f"delete from events {of_one} > {seq}" for seq in range(last)]
+    changes += [f"update events e set {column} = k.{column} from kept_events k where e.run_id = '{touched}' and e.seq"
+                f" in ({seq}, {seq + 1}) and k.run_id = e.run_id and k.seq = {2 * seq + 1} - e.seq"
+                for column in ("data", "hash", "type") for seq in range(1, last)]  # fmt: skip
+    for change in changes:
+        await sql(runtime, change)
+        broken = await found_by_verify(runtime)
+        await sql(runtime, "truncate events")
+        await sql(runtime, "insert into events select * from kept_events")
+        assert touched in broken, change
+    for head in ("event_hash = 'x' || substr(event_hash, 2)", "event_seq = event_seq + 1", "event_seq = event_seq - 1"):
+        await sql(runtime, f"update runs set {head} where id = $1", UUID(touched))
+        assert touched in await found_by_verify(runtime), head
+        await sql(runtime, "update runs r set event_seq = $2, event_hash = k.hash from kept_events k"
+                  " where r.id = $1 and k.run_id = r.id and k.seq = $2", UUID(touched), last)  # fmt: skip
+    assert await found_by_verify(runtime) == []
+    await sql(runtime, "drop table kept_events")
+
+
+async def test_no_byte_of_what_an_event_says_can_be_changed_unseen(auditor: Auditor) -> None:
+    """Each byte of the data, replaced; and blanks, which change no value, put in between."""
+    runtime, touched = auditor.runtime, auditor.runs[0]
+    text: str = await sql(runtime, "select data::text from events where run_id = $1 and seq = 1", UUID(touched))
+    changed = [text[:n] + other + text[n + 1 :] for n in range(len(text)) for other in "1a"]
+    changed += [text[:n] + " " + text[n:] for n in range(0, len(text), 3)]
+    tried = 0
+    for other in changed:
+        try:
+            json.loads(other)
+        except ValueError:  # Postgres takes no such json
+            continue
+        if other == text:
+            continue
+        tried += 1
+        statement = "update events set data = $2::text::json where run_id = $1 and seq = 1"
+        await sql(runtime, statement, UUID(touched), other)
+        assert await found_by_verify(runtime) == [touched], other
+    assert tried > 100
+
+
+async def test_a_decision_beside_the_chain_that_says_otherwise_is_named(empty: Runtime) -> None:
+    run_id = await begin(empty, echo(), ASK_ALWAYS)
+    await worker(empty).advance(run_id)
+    approval_id = await sql(empty, "select id from approvals where run_id = $1", run_id)
+    edits = {"prompt": "a blue fox"}
+    await decide(empty.services, approval_id, Order("edit", edits, reason="the fox is blue"), DEV)
+    assert await found_by_verify(empty) == []
+    for change in ("reason = 'because'", "edits = '{\"prompt\": \"x\"}'", "actor = 'eve'", "action = 'approve'",
+                   "channel = 'link'", "nonce = null"):  # fmt: skip
+        await sql(empty, "drop table if exists kept_decisions")
+        await sql(empty, "create table kept_decisions as select * from decisions")
+        await sql(empty, f"update decisions set {change}")
+        assert await found_by_verify(empty) == [str(run_id)], change
+        await sql(empty, "delete from decisions")
+        assert await found_by_verify(empty) == [str(run_id)]
+        await sql(empty, "insert into decisions select * from kept_decisions")
+    await sql(empty, "update decisions set reason = null, edits = null, nonce = null")
+    assert await found_by_verify(empty) == [], "content that was erased leaves the record of the decision whole"
+    await sql(empty, "drop table kept_decisions")
 
 
 @pytest.mark.parametrize("content", ["", "not json\n", '{"run_id": "x"}\n', "a,b\n1,2\n", "[]\n", "\x00"])

@@ -48,6 +48,7 @@ LOOSE = {
     "approval.decided": {"late_ms"},
     "sweep.finished": set(EVENTS["sweep.finished"].fields),
     "purge.finished": set(EVENTS["purge.finished"].fields),
+    "content.erased": set(EVENTS["content.erased"].fields),
 }
 OF_LOGGER = {"sample"}  # for the logger, not for the line
 

@@ -78,7 +78,7 @@ async def test_what_is_over_for_longer_goes_whole_and_the_rest_verifies(empty: R
     assert [piece async for piece in await services.files.open(stays, 0, 9)] == [b"a picture"]
     with pytest.raises(Missing):
         await services.files.open(gone, 0, 9)
-    async with services.db.connection(EVERY) as conn:
+    async with services.db.reading(EVERY) as conn:
         chains = [(head.seq, len(found)) async for head, found in audit.chains(conn, tenant=None, run_id=None)]
     assert len(chains) == 2 and all(seq == length for seq, length in chains)
     assert await purge(services, Kept("default", 30)) == {"runs": 0, "files": 0, "questions": 0}

@@ -246,18 +246,16 @@ async def ended(runtime: Runtime, days: float) -> UUID:
 
 async def purged(runtime: Runtime, scope: wall.Scope, run_ids: list[UUID], tenant: str, kept: timedelta) -> int:
     async with runtime.services.db.transaction(scope) as conn:
-        gone: int = await conn.fetchval("select hitl_purge_runs($1, $2, $3)", run_ids, tenant, kept)
+        gone: int = await conn.fetchval("select count(*) from hitl_purge_runs($1, $2, $3)", run_ids, tenant, kept)
         return gone
 
 
-async def test_only_what_is_over_for_long_enough_can_be_purged_and_it_leaves_a_tombstone(empty: Runtime) -> None:
+async def test_only_what_is_over_for_long_enough_can_be_purged(empty: Runtime) -> None:
     old, young, fresh = await ended(empty, 9), await ended(empty, 3), await ended(empty, 0.5)
     live = await begin(empty, echo())
     every = [old, young, fresh, live]
-    head = await sql(empty, "select event_hash from runs where id = $1", old)
 
     assert await purged(empty, EVERY, every, "default", timedelta(days=5)) == 1
-    assert await sql(empty, "select event_hash from tombstones where run_id = $1", old) == head
     assert await purged(empty, "default", every, "default", timedelta(0)) == 1  # a day at the least
     assert await purged(empty, EVERY, every, "default", timedelta(days=-400)) == 0
     assert {row for row in every if await story(empty, row)} == {fresh, live}

@@ -1,29 +1,40 @@
 """`hitl audit`: whether the record was changed since, and the record itself."""
 
-import csv
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 from uuid import UUID
 
 import click
-import orjson
 
+from service.cli.audit_files import anchor_line, as_csv, jsonl, stone_line
+from service.cli.audit_offline import verify_files
 from service.cli.embed import operate
 from service.cli.output import json_option, show
-from service.domain.audit import Broken, Head, by_run, check
-from service.domain.event import wire
+from service.commands.audit import Audited, BrokenAnchor, Findings, Wanted, audited, verify
+from service.domain.anchor import End, is_public_key, key_id, public_keys
+from service.domain.audit import Broken
+from service.domain.keyring import Keyring
+from service.domain.record import decisions_in, records
 from service.runtime import Runtime
-from service.store import audit
-from service.store.database import EVERY
+from service.settings import load_settings
+from service.store import anchors
+from service.store.database import EVERY, Conn
 
-COLUMNS: Final = ("run_id", "seq", "type", "at", "actor", "data", "prev_hash", "hash", "of")
-csv.field_size_limit(2**31 - 1)
+BESIDE: Final = ("tenant", "spelt", "erased")  # for verifying here, no part of the event
 
 tenant_option = click.option("--tenant", help="Only of this tenant.")
 run_option = click.option("--run", "run_id", type=click.UUID, metavar="ID", help="Only of this run.")
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _public(_: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for key in given:
+        if not is_public_key(key):
+            raise click.BadParameter("is no public key of `hitl audit key`", param=parameter)
+    return given
 
 
 @click.group("audit")
@@ -32,74 +43,150 @@ def audit_group() -> None:
 
 
 @audit_group.command("verify")
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=_file)
+@click.option("--anchors", "beside", type=_file, help="The anchors that were exported with FILE.")
+@click.option("--key", "keys", multiple=True, callback=_public, help="A public key of old to trust. May be repeated.")
+@click.option("--anchored", multiple=True, metavar="HASH", help="Of an audit.anchored line: it must be there.")
 @tenant_option
 @run_option
 @json_option
-def audit_verify(file: Path | None, tenant: str | None, run_id: UUID | None, as_json: bool) -> int:
-    """Recompute every chain, of the database or of an export's FILE, and name the first broken link of each."""
+def audit_verify(
+    file: Path | None,
+    beside: Path | None,
+    keys: tuple[str, ...],
+    anchored: tuple[str, ...],
+    tenant: str | None,
+    run_id: UUID | None,
+    as_json: bool,
+) -> int:
+    """Recompute every chain, of the database or of an export's FILE, and name the first broken link of each.
+
+    Anchors say whether a run was rewritten whole or taken away. Their keys derive from HITL_SECRET_KEY and
+    HITL_SECRET_KEY_PREVIOUS; whoever has neither gives --key.
+    """
+    if file is None and beside is not None:
+        raise click.UsageError("--anchors goes with FILE")
+    if file is not None and tenant is not None:
+        raise click.UsageError("--tenant is for the database: an export holds no tenants")
     if file is not None:
-        chains = [(head, events) for head, events in _of_file(file) if _wanted(head, events, tenant, run_id)]
-        broken = [found for head, events in chains if (found := check(head, events))]
-        counted = len(chains), sum(len(events) for _, events in chains)
+        found = verify_files(file, beside, run_id, [*keys, *(_own_keys() if beside else [])], anchored)
     else:
-        broken, counted = operate(lambda runtime: _verified(runtime, tenant, run_id))
+
+        async def work(runtime: Runtime) -> Findings:
+            trusted = [*keys, *public_keys(runtime.services.keyring)]
+            return await verify(runtime.services, Wanted(tenant, run_id), trusted, anchored=anchored)
+
+        found = operate(work)
+    return _told(found, as_json=as_json)
+
+
+def _own_keys() -> list[str]:
+    settings = load_settings()
+    if settings.hitl_secret_key is None:
+        return []
+    return public_keys(Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous))
+
+
+def _told(found: Findings, *, as_json: bool) -> int:
+    """Print what was found; the exit status."""
+    chains = [link for link in found.broken if isinstance(link, Broken)]
+    others = [link for link in found.broken if isinstance(link, BrokenAnchor)]
     if as_json:
-        show([_shown(link) for link in broken], [], as_json=True)
+        show([_shown(link) for link in found.broken], [], as_json=True)
     else:
-        for link in broken:
+        for broken in others:
+            click.echo(f"anchor {broken.n}: {broken.problem}")
+        for link in chains:
             click.echo(f"run {link.run_id}: event {link.seq} {link.problem}")
-    if broken:
-        click.echo(f"hitl: {len(broken)} of {counted[0]} chains are broken", err=True)
+    if found.broken:
+        words = [f"{len(chains)} of {found.counts['runs']} chains"] if chains or not others else []
+        words += [f"{len(others)} of {found.counts['anchors']} anchors"] if others else []
+        click.echo(f"hitl: {' and '.join(words)} are broken", err=True)
         return 1
     if not as_json:
-        click.echo(f"{counted[0]} runs, {counted[1]} events: every chain holds")
+        more = [f"{found.counts[name]} {name}" for name in ("anchors", "purged") if found.counts[name]]
+        counted = ", ".join([f"{found.counts['runs']} runs", f"{found.counts['events']} events", *more])
+        click.echo(f"{counted}: every chain holds")
     return 0
+
+
+def _shown(link: Broken | BrokenAnchor) -> dict[str, Any]:
+    if isinstance(link, BrokenAnchor):
+        return {"run_id": None, "seq": None, "anchor": link.n, "problem": link.problem}
+    return {"run_id": link.run_id, "seq": link.seq, "problem": link.problem}
 
 
 @audit_group.command("export")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A file; default: standard output.")
+@click.option(
+    "--anchors", "beside", type=click.Path(dir_okay=False, path_type=Path), help="A file for the anchors over it."
+)
+@click.option("--with-content", is_flag=True, help="Also what edits changed, with its values.")
 @tenant_option
 @run_option
-def audit_export(form: str, out: Path | None, tenant: str | None, run_id: UUID | None) -> None:
-    """Every event whole, a line each, in the order of runs and `seq`; `of` says how many its run has."""
+def audit_export(
+    form: str, out: Path | None, beside: Path | None, with_content: bool, tenant: str | None, run_id: UUID | None
+) -> None:
+    """Every event whole, a line each, in the order of runs and `seq`; `of` says how many its run has.
+
+    Decisions, questions and calls also have a `record`: who, how authenticated, what was shown, when first seen and
+    decided, the fields changed, the reason, the vote's place, what was then sent.
+    """
+    wanted = Wanted(tenant, run_id)
 
     async def work(runtime: Runtime) -> None:
         with _sink(out) as sink:
-            write = _jsonl(sink) if form == "jsonl" else _csv(sink)
-            async for head, events in _chains(runtime, tenant, run_id):
-                for event in events:
-                    write({**event, "of": head.seq})
+            write = jsonl(sink) if form == "jsonl" else as_csv(sink)
+            async with runtime.services.db.reading(EVERY) as conn:
+                async for one in audited(conn, wanted):
+                    _write_chain(one, write, with_content=with_content)
+                if beside is not None:
+                    with _sink(beside) as other:
+                        await _write_anchors(conn, jsonl(other), wanted)
 
     operate(work)
 
 
-async def _chains(
-    runtime: Runtime, tenant: str | None, run_id: UUID | None
-) -> AsyncIterator[tuple[Head, list[dict[str, Any]]]]:
-    async with runtime.services.db.reading(EVERY) as conn:
-        async for head, events in audit.chains(conn, tenant=tenant, run_id=run_id):
-            yield head, [wire(event) for event in events]
+def _write_chain(one: Audited, write: Any, *, with_content: bool) -> None:
+    found = records(one.events)
+    for approval_id, seqs in decisions_in(one.events).items():
+        for seq, decision in zip(seqs, one.decisions.get(approval_id, ()), strict=False):  # verify names what lacks
+            record = found[seq]
+            record |= {"reason": decision.reason, "nonce": decision.nonce}
+            record |= {"edits": decision.edits} if with_content else {}
+            if record.get("authenticated_by") == "api_key":
+                record["key_prefix"] = one.prefixes.get(str(record["credential"]))
+    for event in one.events:
+        line = {name: value for name, value in event.items() if name not in BESIDE}
+        more = {"record": found[event["seq"]]} if event["seq"] in found else {}
+        write({**line, "of": one.head.seq, **more})
 
 
-async def _verified(runtime: Runtime, tenant: str | None, run_id: UUID | None) -> tuple[list[Broken], tuple[int, int]]:
-    broken, runs, events = [], 0, 0
-    async for head, found in _chains(runtime, tenant, run_id):
-        runs, events = runs + 1, events + len(found)
-        if (link := check(head, found)) is not None:
-            broken.append(link)
-    return broken, (runs, events)
+async def _write_anchors(conn: Conn, write: Any, wanted: Wanted) -> None:
+    """All anchors: each is bound to the one before. Of runs that are not exported no more than a hash is shown."""
+
+    def shown(end: End) -> bool:
+        return wanted.tenant in (None, end.tenant) and wanted.run_id in (None, end.run_id)
+
+    write({"export": {"whole": wanted == Wanted()}})
+    for anchor in await anchors.all_anchors(conn):
+        write(anchor_line(anchor, await anchors.ends_of(conn, anchor.n), shown))
+    async for stone in anchors.tombstones(conn, tenant=wanted.tenant, run_id=wanted.run_id):
+        write(stone_line(stone))
 
 
-def _shown(link: Broken) -> dict[str, Any]:
-    return {"run_id": link.run_id, "seq": link.seq, "problem": link.problem}
+@audit_group.command("key")
+@json_option
+def audit_key(as_json: bool) -> None:
+    """The public keys that anchors are signed with: give them to whoever verifies without the secret."""
+    own = operate(_public_keys)
+    rows = [{"id": key_id(key), "public_key": key, "current": n == 0} for n, key in enumerate(own)]
+    show(rows, ("id", "current", "public_key"), as_json=as_json)
 
 
-def _wanted(head: Head, events: list[Mapping[str, Any]], tenant: str | None, run_id: UUID | None) -> bool:
-    if tenant is not None:
-        raise click.UsageError("--tenant is for the database: an export holds no tenants")
-    return run_id is None or head.run_id == str(run_id)
+async def _public_keys(runtime: Runtime) -> list[str]:
+    return public_keys(runtime.services.keyring)
 
 
 @contextmanager
@@ -109,42 +196,3 @@ def _sink(out: Path | None) -> Iterator[IO[str]]:
         return
     with out.open("w", encoding="utf-8", newline="") as sink:
         yield sink
-
-
-def _jsonl(sink: IO[str]) -> Any:
-    return lambda line: sink.write(orjson.dumps(line).decode() + "\n")
-
-
-def _csv(sink: IO[str]) -> Any:
-    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    return lambda line: writer.writerow({**line, "data": orjson.dumps(line["data"]).decode()})
-
-
-def _of_file(file: Path) -> Iterator[tuple[Head, list[Mapping[str, Any]]]]:
-    """The chains of an export in either form. Raises `ClickException` with the line."""
-    with file.open(encoding="utf-8", newline="") as source:
-        lines = _read_csv(source) if source.read(1) not in ("{", "") else _read_jsonl(source)
-        source.seek(0)
-        yield from by_run(lines)
-
-
-def _read_jsonl(source: IO[str]) -> Iterator[Mapping[str, Any]]:
-    for number, text in enumerate(source, 1):
-        try:
-            line = orjson.loads(text)
-            yield {name: line[name] for name in COLUMNS}
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"line {number} is not an event of an export") from None
-
-
-def _read_csv(source: IO[str]) -> Iterator[Mapping[str, Any]]:
-    rows = csv.DictReader(source)
-    if not set(COLUMNS).issubset(rows.fieldnames or ()):
-        raise click.ClickException("line 1 is not an event of an export")
-    for number, row in enumerate(rows, 2):
-        try:
-            line: dict[str, Any] = {name: row[name] for name in COLUMNS}
-            yield {**line, "seq": int(row["seq"]), "of": int(row["of"]), "data": orjson.loads(row["data"])}
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"line {number} is not an event of an export") from None

@@ -1,14 +1,16 @@
 """Use case: forget what is over for longer than it is kept, in batches that hold nobody up."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from service.commands.context import Services
+from service.domain.anchor import End, Signer, tombstone
 from service.filestore import StoreFailed
 from service.logs import get_logger
+from service.store import anchors, seen
 from service.store import purge as store
-from service.store.database import EVERY
+from service.store.database import EVERY, Conn
 from service.store.purge import Kept
 
 BATCH: Final = 200
@@ -49,7 +51,9 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
             log.warning("purge.failed", tenant=one.tenant, error=type(error).__name__)
             break
         async with services.db.transaction(one.tenant) as conn:
-            gone = await store.remove(conn, one, run_ids)
+            ends = await store.remove(conn, one, run_ids)
+            await _bury(conn, services, ends)
+        gone = len(ends)
         found.update(runs=gone, files=len(places))
         told(gone)
         if len(run_ids) < BATCH or not gone:
@@ -60,9 +64,17 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
         found["questions"] += gone
         if gone < BATCH:
             break
+    async with services.db.transaction(one.tenant) as conn:
+        await seen.forget(conn, one.tenant, days=one.days)
     if found.total():
         log.info("purge.finished", tenant=one.tenant, days=one.days, **found)
     return dict(found)
+
+
+async def _bury(conn: Conn, services: Services, ends: Sequence[End]) -> None:
+    """What is left of each run is signed: a deletion is no purge without it."""
+    signer, now = Signer(services.keyring), services.db.now()
+    await anchors.bury(conn, [tombstone(end, now, signer) for end in ends])
 
 
 async def purge_by_policy(services: Services) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -86,6 +87,10 @@ class Keyring:
         given = signature.encode("utf-8", "replace")
         checks = [hmac.compare_digest(_text(self._mac(m, purpose, text)).encode(), given) for m in self._secrets]
         return any(checks)
+
+    def signing_keys(self, purpose: str) -> list[Ed25519PrivateKey]:
+        """Keys whose signatures anybody can check who has the public half; the current secret's first."""
+        return [Ed25519PrivateKey.from_private_bytes(self._derive(master, purpose)) for master in self._secrets]
 
     def _mac(self, master: bytes, purpose: str, text: str) -> bytes:
         return hmac.digest(self._derive(master, purpose), text.encode("utf-8", "surrogatepass"), sha256)

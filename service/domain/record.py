@@ -158,7 +158,7 @@ def records(events: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     answer: str | None = None
     reviewed: dict[str, str | None] = {}
     for n, event in enumerate(events):
-        data = event["data"] if isinstance(event["data"], Mapping) else {}
+        data = data_of(event)
         match event["type"]:
             case EventType.APPROVAL_REQUESTED:
                 about = str(data.get("approval_id"))
@@ -167,7 +167,7 @@ def records(events: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
                 found[event["seq"]] = _record(_question(event), reviewed_response_sha256=reviewed[about])
             case EventType.APPROVAL_DECIDED | EventType.APPROVAL_EXPIRED:
                 about = str(data.get("approval_id"))
-                sent = _sent(events[n + 1 :]) if data.get("status") not in _ENDS else {}
+                sent = _sent(events[n + 1 :]) if str(data.get("status")) not in _ENDS else {}
                 decided = _decided(event, asked_by_id.get(about))
                 found[event["seq"]] = _record({**decided, **sent}, reviewed_response_sha256=reviewed.get(about))
             case EventType.PROVIDER_SUBMITTED:
@@ -185,18 +185,23 @@ def records(events: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
 _ENDS: Final = frozenset({ApprovalStatus.REJECTED, ApprovalStatus.EXPIRED, ApprovalStatus.CANCELLED})
 
 
+def data_of(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the event says; nothing, where somebody put something else there."""
+    return event["data"] if isinstance(event["data"], Mapping) else {}
+
+
 def _record(known: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return dict.fromkeys(DERIVED) | dict(known) | more
 
 
 def _question(event: Mapping[str, Any]) -> dict[str, Any]:
-    data = event["data"]
+    data = data_of(event)
     about = {name: data.get(name) for name in (*_ASKED, "approval_id", "quorum")}
     return {**about, "requested_at": event["at"]}
 
 
 def _decided(event: Mapping[str, Any], question: Mapping[str, Any] | None) -> dict[str, Any]:
-    data = event["data"]
+    data = data_of(event)
     shown = _question(question) if question is not None else {}
     own = {name: data[name] for name in _DECIDED if name in data}
     about = {"approval_id": data.get("approval_id"), "checkpoint_type": data.get("checkpoint_type")}
@@ -207,20 +212,19 @@ def _decided(event: Mapping[str, Any], question: Mapping[str, Any] | None) -> di
 def _sent(later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The next call, and what came of it."""
     for n, event in enumerate(later):
-        if event["type"] == EventType.PROVIDER_SUBMITTED and isinstance(event["data"], Mapping):
-            call = event["data"].get("call")
+        if event["type"] == EventType.PROVIDER_SUBMITTED:
+            call = data_of(event).get("call")
             ends = (_call(each) for each in later[n + 1 :] if _answers(each, call))
-            return {**_call(event), **next(ends, {}), "sent_payload_sha256": event["data"].get("payload_sha256")}
+            return {**_call(event), **next(ends, {}), "sent_payload_sha256": data_of(event).get("payload_sha256")}
     return {}
 
 
 def _answers(event: Mapping[str, Any], call: Any) -> bool:
-    done = event["type"] == EventType.PROVIDER_COMPLETED
-    return done and isinstance(event["data"], Mapping) and event["data"].get("call") == call
+    return event["type"] == EventType.PROVIDER_COMPLETED and bool(data_of(event).get("call") == call)
 
 
 def _call(event: Mapping[str, Any]) -> dict[str, Any]:
-    data = event["data"] if isinstance(event["data"], Mapping) else {}
+    data = data_of(event)
     return {
         "provider": str(event["actor"]).removeprefix("provider:"),
         "call": data.get("call"),
@@ -232,7 +236,7 @@ def _call(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(record: Mapping[str, Any], derived: Mapping[str, Any]) -> str | None:
     """The first field of an exported record that is not what its chain says."""
-    return next((name for name in DERIVED if record.get(name) != derived.get(name)), None)
+    return next((name for name in DERIVED if (record.get(name) or None) != (derived.get(name) or None)), None)
 
 
 def unfit(event: Mapping[str, Any], reason: Any, edits: Any, nonce: Any) -> str | None:
@@ -253,6 +257,6 @@ def decisions_in(events: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     """The seqs of the answers that were taken, by approval, in their order: the n-th is the n-th decision."""
     found: dict[str, list[int]] = {}
     for event in events:
-        if event["type"] == EventType.APPROVAL_DECIDED and "action" in event["data"]:
-            found.setdefault(str(event["data"].get("approval_id")), []).append(event["seq"])
+        if event["type"] == EventType.APPROVAL_DECIDED and "action" in data_of(event):
+            found.setdefault(str(data_of(event).get("approval_id")), []).append(event["seq"])
     return found

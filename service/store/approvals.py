@@ -149,6 +149,16 @@ async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[A
     return found
 
 
+async def of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[Approval]]:
+    """All approvals of each run, whatever became of them."""
+    rows = await conn.fetch("select * from approvals where run_id = any($1) order by created_at, id", list(run_ids))
+    found: dict[UUID, list[Approval]] = {}
+    for approval in await with_decisions(conn, rows):
+        assert approval.run_id is not None
+        found.setdefault(approval.run_id, []).append(approval)
+    return found
+
+
 async def save(conn: Conn, a: Approval) -> None:
     """Write an approval that this transaction has locked."""
     pen = await content.pen(conn, a.run_id or a.id)

@@ -103,6 +103,16 @@ async def all_keys(conn: Conn) -> list[ApiKey]:
     return [ApiKey(**row) for row in rows]
 
 
+async def prefixes(conn: Conn, key_ids: Sequence[str]) -> dict[str, str]:
+    """What the keys with these ids begin with, where that is known."""
+    if not key_ids:
+        return {}
+    rows = await conn.fetch(
+        "select id::text, prefix from api_keys where id::text = any($1) and prefix is not null", list(key_ids)
+    )
+    return {row["id"]: row["prefix"] for row in rows}
+
+
 async def revoke(conn: Conn, key_id: UUID) -> bool:
     """Whether there was such a key; revoking twice keeps the first moment."""
     return bool(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from service.domain.anchor import End
 from service.store.database import Conn
 
 
@@ -72,13 +73,14 @@ async def locations(conn: Conn, tenant: str, run_ids: Sequence[UUID]) -> list[st
     return [row["location"] for row in rows]
 
 
-async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> int:
-    """Delete those of the runs that are still final: one that was resumed meanwhile stays. The service may not
-    delete; the database's own function does (migration 0010)."""
+async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> list[End]:
+    """Delete those of the runs that are still final, and their keys: one that was resumed meanwhile stays. The
+    service may not delete; the database's own function does (migration 0010). Returns how each one's chain ended."""
     rows = await conn.fetch(
-        "select run_id from hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
+        "select run_id, seq, hash from hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
     )
-    return await _forget(conn, [row["run_id"] for row in rows])
+    await _forget(conn, [row["run_id"] for row in rows])
+    return [End(tenant=kept.tenant, **row) for row in rows]
 
 
 async def _forget(conn: Conn, subjects: Sequence[UUID]) -> int:

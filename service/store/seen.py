@@ -1,6 +1,7 @@
 """Rows of `approval_views`: when somebody who may decide first opened an approval."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from service.domain.record import Seen
@@ -35,9 +36,13 @@ async def first(conn: Conn, approval_id: UUID, subject: str) -> Seen:
     return Seen(row["by_them"], row["by_anyone"])
 
 
-async def forget_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> None:
-    """What is known of approvals that go with these runs."""
+async def forget(conn: Conn, tenant: str, *, days: int) -> None:
+    """What was noted longer ago about approvals that are no more."""
     await conn.execute(
-        "delete from approval_views v using approvals a where a.run_id = any($1) and v.approval_id = a.id",
-        list(run_ids),
+        """
+        delete from approval_views v where tenant = $1 and first_seen_at < now() - $2::interval
+          and not exists (select from approvals a where a.id = v.approval_id)
+        """,
+        tenant,
+        timedelta(days=days),
     )

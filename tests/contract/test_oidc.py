@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 
 from service import oidc
 from service.domain.claims import principal_of
-from service.domain.principal import Principal
+from service.domain.principal import Principal, Proof
 from service.errors import HitlError, IssuerUnavailable, Unauthenticated
 from service.oidc import Issuer
 from tests.conftest import Stack, at, decide, echo, run_body, start, web
@@ -49,7 +49,8 @@ async def refused(issuer: Issuer, token: str, error: type[HitlError] = Unauthent
 async def test_a_good_token_says_who_of_which_tenant_in_which_role(issuer: Issuer, provider_of_tokens: StandIn) -> None:
     token = provider_of_tokens.token(tenant="acme", groups=["legal", "ops"], aud=["other", AUDIENCE])
 
-    assert await issuer.principal(token) == Principal("ann", "acme", "reviewer", ("legal", "ops"))
+    shown = Proof("oidc", provider_of_tokens.url)
+    assert await issuer.principal(token) == Principal("ann", "acme", "reviewer", ("legal", "ops"), shown=shown)
 
 
 @pytest.mark.parametrize(
