@@ -396,7 +396,7 @@ def _log(approval: Approval, actor: str, action: str, channel: str) -> None:
         actor=actor,
         action=action,
         status=approval.status,
-        checkpoint=approval.checkpoint_type,
+        checkpoint=approval.checkpoint_type if approval.run_id else None,  # else a client's own words
         channel=channel,
         waited_ms=waited_ms,
     )

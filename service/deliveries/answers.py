@@ -58,7 +58,8 @@ async def answer(services: Services, text: str | bytes) -> dict[str, Any] | None
     except Exception as error:  # the door
         log.error("http.error", error=type(error).__name__)
         told = {"success": False, **about, "code": HitlError.code, "message": HitlError.title}
-    log.info("relay.answered", approval_id=about["approval_id"], code=told.get("code"))
+    known = parse_id(named) if isinstance(named, str) else None  # or it would be any text at all
+    log.info("relay.answered", approval_id=str(known) if known else None, code=told.get("code"))
     return {"type": f"{RESPONSE}_ack", "data": told}
 
 
