@@ -10,7 +10,7 @@ from service.commands.approvals import decide
 from service.commands.context import Services
 from service.domain.approval import Order
 from service.domain.ids import parse_id
-from service.domain.principal import Principal
+from service.domain.principal import Principal, reserved
 from service.errors import HitlError, NotFound
 from service.logs import get_logger
 from service.store import approvals
@@ -22,7 +22,7 @@ log = get_logger("deliveries.answers")
 
 
 def _not_ours(actor: str) -> str:
-    if not actor.strip() or actor.startswith(("system:", "provider:")):
+    if not actor.strip() or reserved(actor):
         raise ValueError("names that begin with system: or provider: are the service's own")
     return actor
 
