@@ -1,7 +1,7 @@
 """One entry of the route table: what it takes, who may, what it answers; and the pipeline that serves it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -15,8 +15,8 @@ from service.border.body import read_answer, read_bytes, read_json
 from service.commands import principals
 from service.commands.context import Services
 from service.domain.ids import parse_id
-from service.domain.principal import Permission, Principal, Proof, demand, reserved
-from service.errors import Forbidden, Invalid, NotFound, Unauthenticated
+from service.domain.principal import Permission, Principal, Proof, acting_for, demand
+from service.errors import Invalid, NotFound, Unauthenticated
 
 DEV: Final = "dev"
 
@@ -125,25 +125,22 @@ def json_response(
 async def authenticate(request: HTTPConnection, services: Services, permission: Permission | None) -> Principal:
     """Who asks, if they may. With auth off it is `dev`, who may everything in the tenant `default`."""
     if not request.app.state.auth_required:
-        return Principal(_actor(request) or DEV, "default", "admin", shown=Proof("off"))
+        developer = Principal(_actor(request) or DEV, "default", "admin", shown=Proof("off"))
+        demand(developer, permission or Permission.READ)
+        return developer
     if permission is None:
         return Principal("anonymous", "", "submitter")
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("send Authorization: Bearer <key>")
     principal = await principals.authenticate(services, key.strip())
-    demand(principal, permission)
-    if principal.role == "service" and (actor := _actor(request)):
-        return replace(principal, subject=actor)
-    return principal
+    named = acting_for(principal, _actor(request))
+    demand(named, permission)
+    return named
 
 
 def _actor(request: HTTPConnection) -> str:
-    """Whom the caller acts for; asked only where the caller may say so. Raises `Forbidden`."""
-    actor = request.headers.get("x-hitl-actor", "").strip()[:200]
-    if reserved(actor):
-        raise Forbidden("actor names that begin with system: or provider: are the service's own")
-    return actor
+    return request.headers.get("x-hitl-actor", "").strip()[:200]
 
 
 async def _raw_body(operation: Operation, request: Request) -> Any:

@@ -65,6 +65,7 @@ class Question:
 
 async def only_open(services: Services, run_id: UUID, principal: Principal) -> UUID:
     """The run's one open approval. Raises `NotFound`, or a 409 that says why there is none to decide."""
+    demand(principal, Permission.DECIDE)
     async with services.db.connection(principal.tenant) as conn:
         run = await runs.get(conn, principal.tenant, run_id)
         if run is None:
@@ -95,6 +96,7 @@ async def decide(
     `PayloadChanged`, `InvalidPayload`, `Invalid`. `run_id`, where given, must be the approval's run.
     `within` is done first, in the same transaction: what lets one decide is used up with the decision, or not at all.
     """
+    demand(principal, Permission.DECIDE)
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         if within is not None:
@@ -118,6 +120,7 @@ async def decide(
 
 async def claim(services: Services, approval_id: UUID, principal: Principal, *, release: bool = False) -> Approval:
     """Keep an approval for oneself for ten minutes, or let it go. Raises as `decide`, and `ApprovalClaimed`."""
+    demand(principal, Permission.DECIDE)
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         current, run = await locked_for(conn, principal, approval_id)
@@ -413,7 +416,7 @@ def _log(approval: Approval, actor: str, action: str, channel: str, **more: int 
         actor=actor,
         action=action,
         status=approval.status,
-        checkpoint=approval.checkpoint_type,
+        checkpoint=approval.checkpoint_type if approval.run_id else None,  # else a client's own words
         channel=channel,
         waited_ms=waited_ms,
         **more,

@@ -8,7 +8,7 @@ from service.domain.approval import Approval
 from service.domain.delegation import Delegation, delegated
 from service.domain.event import EventType, Fact
 from service.domain.policy import EscalateTo
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.errors import Conflict
 from service.logs import get_logger
 from service.store import approvals, delegations, runs
@@ -23,6 +23,7 @@ async def delegate(
 
     The reason is kept beside the approval, not in the event: events hold no content.
     """
+    demand(principal, Permission.DECIDE)
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         current, run = await locked_for(conn, principal, approval_id)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
 
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.errors import Unauthenticated
 from service.store import tickets
 from service.store.database import EVERY, Database
@@ -19,6 +19,7 @@ async def issue(db: Database, principal: Principal) -> str:
 
     When the principal's token is over stands in the ticket itself, of which the hash is kept: it cannot be changed.
     """
+    demand(principal, Permission.READ)
     ticket = secrets.token_urlsafe(32)
     lasts_s: float = TICKET_S
     if principal.until is not None:

@@ -8,7 +8,7 @@ from service.commands.runs import cancel_run
 from service.domain import approval as rules
 from service.domain.approval import Approval, ApprovalStatus
 from service.domain.event import EventType
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.errors import AlreadyDecided, NotFound
 from service.store import approvals
 
@@ -16,8 +16,9 @@ from service.store import approvals
 async def withdraw(services: Services, approval_id: UUID, principal: Principal, *, reason: str | None) -> Approval:
     """The approval as it ended; withdrawing it again changes nothing.
 
-    Raises `NotFound`, `AlreadyDecided`, and as `cancel_run`.
+    Raises `Forbidden`, `NotFound`, `AlreadyDecided`, and as `cancel_run`.
     """
+    demand(principal, Permission.SUBMIT)
     found = await _get(services, approval_id, principal)
     if not found.is_open and found.status is not ApprovalStatus.CANCELLED:
         raise AlreadyDecided("somebody decided first", extra={"approval": found})

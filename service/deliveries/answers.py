@@ -10,7 +10,7 @@ from service.commands.approvals import decide
 from service.commands.context import Services
 from service.domain.approval import Order
 from service.domain.ids import parse_id
-from service.domain.principal import Principal, Proof
+from service.domain.principal import Principal, Proof, reserved
 from service.errors import HitlError, NotFound
 from service.logs import get_logger
 from service.store import approvals
@@ -23,7 +23,7 @@ log = get_logger("deliveries.answers")
 
 
 def _not_ours(actor: str) -> str:
-    if not actor.strip() or actor.startswith(("system:", "provider:")):
+    if not actor.strip() or reserved(actor):
         raise ValueError("names that begin with system: or provider: are the service's own")
     return actor
 
@@ -59,7 +59,8 @@ async def answer(services: Services, text: str | bytes) -> dict[str, Any] | None
     except Exception as error:  # the door
         log.error("http.error", error=type(error).__name__)
         told = {"success": False, **about, "code": HitlError.code, "message": HitlError.title}
-    log.info("relay.answered", approval_id=about["approval_id"], code=told.get("code"))
+    known = parse_id(named) if isinstance(named, str) else None  # or it would be any text at all
+    log.info("relay.answered", approval_id=str(known) if known else None, code=told.get("code"))
     return {"type": f"{RESPONSE}_ack", "data": told}
 
 

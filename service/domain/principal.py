@@ -1,6 +1,10 @@
-"""Who is authenticated on a request, and what their role lets them do."""
+"""Who is authenticated on a request, and what their role lets them do.
 
-from dataclasses import dataclass, field
+`demand` is the one place that says what a role may; `approval.may_decide` asks it, and adds what an approval says of
+its reviewers. Use cases ask them, so that every door does: HTTP, WebSocket, signed link, command line, relay.
+"""
+
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Literal
@@ -60,13 +64,21 @@ class Principal:
 
 
 def demand(principal: Principal, permission: Permission) -> None:
-    """Raises `Forbidden` when the role does not hold the permission."""
+    """Raises `Forbidden` when the role does not hold the permission, and for a name of the service's own."""
+    if reserved(principal.subject):
+        raise Forbidden("names that begin with system: or provider: are the service's own")
     if not may(principal.role, permission):
         raise Forbidden(f"the role {principal.role} may not do this")
 
 
 def may(role: Role, permission: Permission) -> bool:
     return permission in _MAY[role]
+
+
+def acting_for(principal: Principal, named: str) -> Principal:
+    """Who it is that a request names as acting. The name counts from the role `service` only, and gains nothing: role,
+    groups and tenant stay the key's."""
+    return replace(principal, subject=named) if principal.role == "service" and named else principal
 
 
 def reserved(subject: str) -> bool:

@@ -131,7 +131,9 @@ async def erase(conn: Conn, asked: Erasure, subjects: Sequence[UUID]) -> None:
         shown as (
             update approvals set message = '', context = '{}', schema = null, callback_url = null
             where id in (select id from asked)),
-        said as (update decisions set reason = null, edits = null, changes = null, nonce = null where approval_id in (select id from asked)),
+        said as (
+            update decisions set reason = null, edits = null, changes = null, nonce = null
+            where approval_id in (select id from asked)),
         handed as (update delegations set reason = null where approval_id in (select id from asked)),
         answers as (
             update provider_calls set output = null, raw = null, issues = null, problem = null where run_id = any($1)),
