@@ -24,6 +24,7 @@ from service.commands import expiry
 from service.commands.approvals import decide, expire
 from service.commands.runs import StartRun, start_run
 from service.domain.approval import Order
+from service.domain.ids import uuid7
 from service.domain.policy import HitlConfig
 from service.domain.principal import Principal
 from service.embedded import Servers, lease
@@ -32,23 +33,28 @@ from service.orchestrator import HITLOrchestrator
 from service.queue import RunQueue, connect
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings
-from service.store.database import EVERY
+from service.store import approvals, content, runs
+from service.store.database import EVERY, Conn
 from service.store.migrate import migrate
 
 DEV = Principal("dev", "default", "admin")
 APPROVE = Order("approve")
 COPY = """
-with copies as (
-    insert into runs select x.* from runs r, generate_series(1, $2::int) g,
-        lateral jsonb_populate_record(r, jsonb_build_object('id', gen_random_uuid(), 'g', g)) x
-    where r.id = $1 returning id),
+with anew as (
+    select * from unnest($2::uuid[], $3::bytea[], $4::text[], $5::text[], $6::uuid[], $7::text[])
+        as n (id, wrapped, asked, built, approval_id, shown)),
+keys as (
+    insert into content_keys (subject, tenant, wrapped) select id, 'default', wrapped from anew),
+copies as (
+    insert into runs select x.* from runs r, anew n, lateral jsonb_populate_record(r, jsonb_build_object('id', n.id)) x
+    where r.id = $1),
 documents as (
-    insert into run_documents select x.* from run_documents d, copies c,
-        lateral jsonb_populate_record(d, jsonb_build_object('run_id', c.id)) x
+    insert into run_documents select x.* from run_documents d, anew n, lateral jsonb_populate_record(d,
+        jsonb_build_object('run_id', n.id, 'run_input', n.asked, 'payload', n.built)) x
     where d.run_id = $1)
-insert into approvals select x.* from approvals a, copies c,
-    lateral jsonb_populate_record(a, jsonb_build_object('id', gen_random_uuid(), 'run_id', c.id, 'armed', false,
-        'expires_at', now() + $3::float8 * interval '1 s' + random() * $4::float8 * interval '1 s')) x
+insert into approvals select x.* from approvals a, anew n, lateral jsonb_populate_record(a,
+    jsonb_build_object('id', n.approval_id, 'run_id', n.id, 'context', n.shown, 'armed', false,
+        'expires_at', now() + $8::float8 * interval '1 s' + random() * $9::float8 * interval '1 s')) x
 where a.run_id = $1 and a.status = 'pending' returning id
 """
 
@@ -67,7 +73,8 @@ class Bench:
     async def waiting(self, count: int, *, from_s: float, spread_s: float) -> list[Any]:
         """So many approvals of as many runs; their ids. The deadlines lie from then on, over so long."""
         async with self.runtime.services.db.connection(EVERY) as conn:
-            rows = await conn.fetch(COPY, self.model, count, from_s, spread_s, timeout=120)
+            anew = await copies(conn, self.model, count)
+            rows = await conn.fetch(COPY, self.model, *anew, from_s, spread_s, timeout=120)
             await conn.execute("analyze runs; analyze run_documents; analyze approvals")  # as autovacuum would in time
         return [row["id"] for row in rows]
 
@@ -298,6 +305,26 @@ async def model(runtime: Runtime) -> Any:
     hand = HITLOrchestrator(runtime.services, worker_id="bench", lease_s=30)
     assert await hand.advance(run_id) == "awaiting_human"
     return run_id
+
+
+async def copies(conn: Conn, model_id: Any, count: int) -> list[list[Any]]:
+    """What cannot be copied of a run in SQL: ids, and all that is sealed for them."""
+    docs, (asked,) = await runs.documents(conn, model_id), await approvals.open_of_run(conn, model_id)
+    rows = []
+    for _ in range(count):
+        run_id, approval_id = uuid7(), uuid7()
+        pen, wrapped = content.new_pen(conn, run_id)
+        rows.append(
+            (
+                run_id,
+                wrapped,
+                pen.seal("run_documents.run_input", run_input=docs.run_input, tool_config=docs.tool_config),
+                pen.seal("run_documents.payload", description=docs.description, payload=docs.payload),
+                approval_id,
+                approvals.shown(pen, replace(asked, id=approval_id)),
+            )
+        )
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 async def measure(servers: Servers, folder: Path, parts: Sequence[str]) -> None:

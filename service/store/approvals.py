@@ -37,7 +37,8 @@ def _place_of(approval_id: UUID, actor: str) -> str:
     return f"decisions.edits/{approval_id}/{actor}"
 
 
-def _shown(pen: Pen, a: Approval) -> str | None:
+def shown(pen: Pen, a: Approval) -> str | None:
+    """What is asked, as it is stored: under one seal, since much of it is said twice."""
     return pen.seal(_place("context", a.id), message=a.message, context=a.context, schema=a.schema)
 
 
@@ -94,7 +95,7 @@ async def insert(conn: Conn, a: Approval) -> None:
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
             $23)
         """,
-        a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), "", _shown(pen, a), None,
+        a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), "", shown(pen, a), None,
         a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
         a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
         a.created_at, a.expires_at, pen.url(_place("callback_url", a.id), a.callback_url, url_host(a.callback_url)),
@@ -169,7 +170,7 @@ async def save(conn: Conn, a: Approval) -> None:
             armed = $11, edited = $12, claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
         where id = $1
         """,
-        a.id, a.status, _shown(pen, a), a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
+        a.id, a.status, shown(pen, a), a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
         a.expires_at, a.clock_stopped_at, a.timer_no, a.armed, a.edited, a.claimed_by, a.claimed_until,
         a.decided_at, a.version,
     )  # fmt: skip
