@@ -5,7 +5,7 @@ is found under the current secret and the previous one, so that a change of the 
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -28,7 +28,7 @@ class Shown:
 
     link: Link
     approval: Approval
-    nonce: str
+    nonce: str = field(repr=False)
 
 
 async def make_link(
