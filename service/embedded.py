@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -63,7 +63,7 @@ class Servers:
 
     database_url: str
     redis_url: str
-    secret_key: str
+    secret_key: str = field(repr=False)
     keeper_pid: int
     postgres_pid: int
     valkey_pid: int

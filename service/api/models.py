@@ -219,14 +219,14 @@ class TeamsQuery(BaseModel):
 
 class CallbackQuery(BaseModel):
     call: int = Field(ge=1, le=10_000)
-    signature: Annotated[str, Field(max_length=200)]
+    signature: Annotated[str, Field(max_length=200, repr=False)]
 
 
 class WebhookQuery(BaseModel):
     """What our own URL carries; a provider that signs its webhooks may leave it out."""
 
     call: Annotated[str, Field(max_length=10)] = ""
-    signature: Annotated[str, Field(max_length=200)] = ""
+    signature: Annotated[str, Field(max_length=200, repr=False)] = ""
 
 
 # Responses
@@ -480,7 +480,7 @@ class Readiness(Answer):
 
 
 class WebhookSecret(Answer):
-    key: str = Field(description="signs the tenant's webhooks by Standard Webhooks: `whsec_` and base64")
+    key: str = Field(repr=False, description="signs the tenant's webhooks by Standard Webhooks: `whsec_` and base64")
 
 
 class Received(Answer):

@@ -87,6 +87,8 @@ async def serve(operation: Operation, request: Request) -> Response:
     body = _body(operation, raw_body)
     call = Call(services, principal, request, request.path_params, query, body, raw_body)
     reply = await operation.handler(call)
+    if getattr(query, "wait", 0):  # what was good when the wait began may be over by now
+        await principals.check_still_good(services, principal)
     if isinstance(reply, Response):  # a stream
         return reply
     if isinstance(reply.body, Mapping):

@@ -5,7 +5,7 @@ is found under the current secret and the previous one, so that a change of the 
 """
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -28,8 +28,8 @@ class Shown:
 
     link: Link
     approval: Approval
-    nonce: str
     reviewer: Principal
+    nonce: str = field(repr=False)
 
 
 async def make_link(
@@ -71,7 +71,7 @@ async def open_link(services: Services, token: str) -> Shown:
         check_good(link, now=services.db.now())
         if approval.is_open and approval.payload_sha256 != link.payload_sha256:
             raise PayloadChanged("the payload was changed since this link was made")
-    return Shown(link, approval, services.keyring.sign(NONCE, token), reviewer)
+    return Shown(link, approval, reviewer, services.keyring.sign(NONCE, token))
 
 
 async def decide_by_link(services: Services, token: str, order: Order, *, nonce: str) -> Decided:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -26,9 +26,9 @@ class Webhook:
 
     run_id: str
     call: str
-    signature: str
-    headers: Mapping[str, str]
-    body: bytes
+    signature: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 async def take_webhook(services: Services, tool: str, webhook: Webhook) -> None:

@@ -1,7 +1,7 @@
 """Use cases of a run: start, pause, resume, cancel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -31,7 +31,7 @@ log = get_logger("commands.runs")
 class Idempotency:
     """The caller's key, and the hash of what it was used for."""
 
-    key: str
+    key: str = field(repr=False)
     body_hash: str
 
 

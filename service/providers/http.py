@@ -60,7 +60,7 @@ def _headers(value: dict[str, str]) -> dict[str, str]:
 class HttpConfig(ToolConfig):
     url: Annotated[str, Field(max_length=2000), AfterValidator(_url)]
     method: str = Field(default="POST", pattern="^(POST|PUT|PATCH)$")
-    headers: Annotated[dict[str, str], Field(max_length=50), AfterValidator(_headers)] = {}
+    headers: Annotated[dict[str, str], Field(max_length=50, repr=False), AfterValidator(_headers)] = {}
     timeout_seconds: float = Field(default=300, gt=0, le=7 * 86_400)
     schema_: Schema | None = Field(default=None, alias="schema")
     estimated_cost_usd: Cost | None = None

@@ -1,7 +1,7 @@
 """The one protocol of the house: what the orchestrator needs of a provider."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -23,11 +23,11 @@ class Request:
     number: int
     sent_before: int
     idempotency_key: str
-    body: bytes
+    body: bytes = field(repr=False)
     payload_sha256: str
     config: Mapping[str, Any]
-    secrets: Mapping[str, Any]
-    callback_url: str
+    secrets: Mapping[str, Any] = field(repr=False)
+    callback_url: str = field(repr=False)
     timeout_s: float
     run_left_s: float | None = None
     progress: Callable[[Mapping[str, JSON]], None] = lambda _: None

@@ -6,7 +6,7 @@ may claim it, else a human is asked. What a webhook says is a hint; the predicti
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -102,7 +102,7 @@ class Model:
 class Secret:
     """The account's webhook secret, or that there is none to be had."""
 
-    key: str | None
+    key: str | None = field(repr=False)
 
 
 class ReplicateProvider(Provider):

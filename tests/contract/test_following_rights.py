@@ -171,6 +171,26 @@ async def test_what_is_open_ends_when_the_key_is_revoked(locked: Secured) -> Non
         assert (await other.ask("ping"))["type"] == "pong"
 
 
+async def test_a_long_poll_that_outlives_its_key_tells_nothing(locked: Secured) -> None:
+    tenant = f"polls-{uuid4().hex[:6]}"
+    client = await locked.client("admin", tenant=tenant)
+    key_id, key = await locked.key("reviewer", tenant=tenant)
+    waiting, other = await locked.bearing(key), await locked.client("reviewer", tenant=tenant)
+    run_id = await start(client, run_body(echo(), **ASK))
+    approval_id = (await at(client, run_id, "payload_review"))["approval_id"]
+    path = f"/hitl/approvals/{approval_id}"
+    polls = [asyncio.create_task(one.get(path, params={"wait": 60})) for one in (waiting, other)]
+    async with socket(locked.url, **bearing(key)) as live:  # once it is closed, the key is known to be over everywhere
+        await live.ask("ping")
+        await revoke_key(locked.services.db, key_id)
+        assert await live.ended() == 1008
+    await client.delete(f"/hitl/run/{run_id}")
+    answers = await asyncio.gather(*polls)
+
+    assert [answer.status_code for answer in answers] == [401, 200]
+    assert approval_id not in answers[0].text
+
+
 async def test_what_is_open_ends_when_the_key_is_over(locked: Secured) -> None:
     key_id, key = await locked.key("reviewer", expires_in_s=3600)
     async with socket(locked.url, **bearing(key)) as live:
