@@ -116,7 +116,7 @@ async def authenticate(request: HTTPConnection, services: Services, permission: 
     principal = await principals.authenticate(services, key.strip())
     demand(principal, permission)
     if principal.role == "service" and (actor := _actor(request)):
-        return replace(principal, subject=actor)
+        return replace(principal, subject=actor, shown=Proof("actor", principal.proof.credential))
     return principal
 
 

@@ -10,12 +10,15 @@ from service.errors import Forbidden
 Role = Literal["submitter", "reviewer", "admin", "service"]
 
 
-AuthMethod = Literal["api_key", "oidc", "link", "relay", "cli", "off", "unknown"]
+AuthMethod = Literal["api_key", "oidc", "actor", "link", "relay", "cli", "off", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How somebody showed who they are. `credential`: the key's id, the token's issuer, who made the link."""
+    """How somebody showed who they are. `credential`: the key's id, the token's issuer, who made the link.
+
+    `actor`: a service named them, and vouches for it by the credential of its own.
+    """
 
     method: AuthMethod
     credential: str | None = None
