@@ -69,6 +69,7 @@ def base_env(servers: Servers, **more: str) -> dict[str, str]:
         "HITL_SWEEP_SECONDS": "0.5",
         "HITL_LEASE_SECONDS": "3",
         "HITL_DRAIN_SECONDS": "5",
+        "HITL_ANCHOR_SECONDS": "1",
         "LOG_FORMAT": "json",
         **more,
     }

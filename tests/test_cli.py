@@ -25,6 +25,7 @@ COMMANDS = [
     "", "up", "demo", "migrate", "web", "worker", "openapi", "doctor", "queue", "keys", "keys create", "keys list",
     "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "runs requeue",
     "approvals", "approvals list", "approvals show", "approvals decide", "audit", "audit verify", "audit export",
+    "audit key",
     "payload", "payload explain", "policy", "policy try", "purge", "webhooks", "webhooks list", "webhooks redeliver",
     "webhooks secret",
     "tenants", "tenants list", "tenants set",

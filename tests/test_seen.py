@@ -21,8 +21,7 @@ from service.runtime import Runtime
 from service.store import approvals
 from service.store.database import EVERY
 from tests.acting import begin, sql, worker
-from tests.conftest import ASK_ALWAYS, DEV, at, echo, run_body, start
-from tests.conftest import decide as decide_over_http
+from tests.conftest import ASK_ALWAYS, DEV, echo
 
 ANN = Principal("ann", "default", "reviewer", key_id=UUID(int=7))
 BOB = Principal("bob", "default", "reviewer", ("legal",), shown=Proof("oidc", "https://id.example"))
@@ -149,6 +148,7 @@ async def test_the_first_time_stays_whoever_looks_again_and_wherever(empty: Runt
     [
         (Principal("sue", "default", "submitter"), Reviewers()),
         (Principal("ann", "other", "reviewer"), Reviewers()),
+        (Principal("backend", "default", "service", key_id=UUID(int=8)), Reviewers()),
         (ANN, Reviewers(users=["bob"])),
         (ANN, Reviewers(groups=["legal"])),
         (DEV, Reviewers(allow_self_approval=False)),
@@ -172,15 +172,3 @@ async def test_a_database_that_is_away_fails_no_read(empty: Runtime, monkeypatch
     assert await views(empty, approval) == {}
     await note_seen(empty.services, ANN, [approval_view(approval)], "http")
     assert await views(empty, approval) == {"ann": "http"}, "it was not taken for noted"
-
-
-async def test_over_http_the_first_read_is_in_the_event(client: Any) -> None:
-    run_id = await start(client, run_body(echo(), policy="require_human"))
-    approval = await at(client, run_id, "information_review")
-    assert (await client.get(f"/hitl/approvals/{approval['approval_id']}")).status_code == 200
-    assert (await decide_over_http(client, approval["approval_id"], "approve")).status_code == 200
-    events = (await client.get(f"/hitl/runs/{run_id}/events")).json()["events"]
-    (data,) = [e["data"] for e in events if e["type"] == "approval.decided"]
-    assert (data["authenticated_by"], data["role"]) == ("off", "admin")
-    assert data["first_seen_at"] is not None
-    assert data["run_status"], "what the chain adds stays"

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from service.commands.approvals import decide, expire
+from service.commands.audit import Wanted, verify
 from service.commands.callbacks import callback_url, take_callback
 from service.commands.runs import resume_run
 from service.commands.timers import sweep
@@ -97,6 +98,7 @@ async def test_what_a_release_left_is_taken_on_to_its_end(servers: Servers, prov
             run = await look(runtime, run_id)
             assert (run.status, run.state_version) == (RunStatus.COMPLETED, STATE_VERSION), run.error
         await whole(runtime)
+        assert (await verify(runtime.services, Wanted(), ())).broken == []
         assert {seen.headers["authorization"] for seen in provider.seen} == {"Bearer sealed"}
 
 

@@ -34,6 +34,7 @@ from service.store import runs
 TICKET_PREFIX: Final = "hitl.ticket."
 MAX_SUBSCRIPTIONS: Final = 1000
 MAX_UNANSWERED: Final = 100
+NOTED_AT_ONCE: Final = 50
 STUCK_S: Final = 30.0
 CLOSE_S: Final = 60.0
 NORMAL, REVOKED, TOO_LARGE, RESTARTING, TRY_AGAIN = 1000, 1008, 1009, 1012, 1013
@@ -96,6 +97,7 @@ class Connection:
         self._reader = Reader(principal.tenant, key_id=principal.key_id, until=principal.until)
         self._answers: deque[str] = deque()
         self._replays: deque[Subscription] = deque()
+        self._shown: list[Mapping[str, Any]] = []
         self._joining = 0
         self._room = asyncio.Event()
 
@@ -218,6 +220,7 @@ class Connection:
                 await self._send_text(item.frame_text)
                 await self._note(item.frame)
                 await self._send_answers()
+            await self._note_shown()
             if self._replays and not self._joining:
                 reader.woken.set()
 
@@ -234,11 +237,19 @@ class Connection:
             await self._send_text(_text(shown))
             await self._note(shown)
             await self._send_answers()
+        await self._note_shown()
 
     async def _note(self, shown: Mapping[str, Any] | None) -> None:
-        """An approval that was sent to somebody has been shown to them."""
+        """An approval that was sent to somebody has been shown to them: many at once, when many are sent."""
         if shown is not None and shown["type"] == "hitl_approval_request" and shown["data"] is not None:
-            await note_seen(self._services, self._principal, [shown["data"]], "websocket")
+            self._shown.append(shown["data"])
+        if len(self._shown) >= NOTED_AT_ONCE:
+            await self._note_shown()
+
+    async def _note_shown(self) -> None:
+        if self._shown:
+            shown, self._shown = self._shown, []
+            await note_seen(self._services, self._principal, shown, "websocket")
 
     async def _send_answers(self) -> None:
         while self._answers:

@@ -155,7 +155,7 @@ def _write_chain(one: Audited, write: Any, *, with_content: bool) -> None:
             record = found[seq]
             record |= {"reason": decision.reason, "nonce": decision.nonce}
             record |= {"edits": decision.edits} if with_content else {}
-            if record.get("authenticated_by") == "api_key":
+            if record.get("authenticated_by") in ("api_key", "actor"):
                 record["key_prefix"] = one.prefixes.get(str(record["credential"]))
     for event in one.events:
         line = {name: value for name, value in event.items() if name not in BESIDE}

@@ -146,4 +146,4 @@ def _found(event: audit.Found) -> dict[str, Any]:
 def _keys(events: Sequence[dict[str, Any]]) -> list[str]:
     """The ids of the keys that decided."""
     decided = [data_of(event) for event in events if event["type"] == EventType.APPROVAL_DECIDED]
-    return [str(data.get("credential")) for data in decided if data.get("authenticated_by") == "api_key"]
+    return [str(data.get("credential")) for data in decided if data.get("authenticated_by") in ("api_key", "actor")]

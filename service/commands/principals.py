@@ -18,7 +18,7 @@ async def check_still_good(services: Services, principal: Principal) -> None:
     """Raises `Unauthenticated` where the key was revoked, or key or token ended, since the request came."""
     over = principal.until is not None and principal.until <= services.db.now()
     if principal.key_id is not None:
-        async with services.db.connection() as conn:
+        async with services.db.connection(principal.tenant) as conn:
             over = over or not await rows.valid(conn, [principal.key_id])
     if over:
         raise Unauthenticated("the key is unknown, expired or revoked")

@@ -15,12 +15,15 @@ from service.errors import Forbidden
 Role = Literal["submitter", "reviewer", "admin", "service"]
 
 
-AuthMethod = Literal["api_key", "oidc", "link", "relay", "cli", "off", "unknown"]
+AuthMethod = Literal["api_key", "oidc", "actor", "link", "relay", "cli", "off", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How somebody showed who they are. `credential`: the key's id, the token's issuer, who made the link."""
+    """How somebody showed who they are. `credential`: the key's id, the token's issuer, who made the link.
+
+    `actor`: a service named them, and vouches for it by the credential of its own.
+    """
 
     method: AuthMethod
     credential: str | None = None
@@ -78,7 +81,9 @@ def may(role: Role, permission: Permission) -> bool:
 def acting_for(principal: Principal, named: str) -> Principal:
     """Who it is that a request names as acting. The name counts from the role `service` only, and gains nothing: role,
     groups and tenant stay the key's."""
-    return replace(principal, subject=named) if principal.role == "service" and named else principal
+    if principal.role != "service" or not named:
+        return principal
+    return replace(principal, subject=named, shown=Proof("actor", principal.proof.credential))
 
 
 def reserved(subject: str) -> bool:

@@ -142,7 +142,7 @@ async def gone(conn: Conn, *, tenant: str | None, run_id: UUID | None) -> AsyncI
           and ($1::text is null or h.tenant = $1) and ($2::uuid is null or h.run_id = $2)
         order by h.run_id, h.n desc
         """
-    async for row in conn.cursor(query, tenant, run_id, prefetch=PREFETCH):
+    async for row in conn.cursor(query, tenant, run_id, prefetch=PREFETCH, timeout=LONG_S):
         *end, purged = row.values()
         yield End(*end), purged
 
