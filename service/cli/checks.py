@@ -1,8 +1,9 @@
 """`hitl migrate`, `hitl openapi`, `hitl doctor`."""
 
 import asyncio
+import platform
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final, Literal
 import click
 from redis.exceptions import RedisError, ResponseError
 
+from service import __version__
 from service.cli.embed import Stack, migration_url, stack
 from service.cli.output import dumps, json_option, show
 from service.embedded import lease
@@ -21,10 +23,12 @@ from service.settings import Settings, load_settings, may_embed, require
 from service.store import wall, workers
 from service.store.database import EVERY, Conn, Database, server_facts
 from service.store.migrate import migrate, pending
+from service.store.pooler import shares_sessions
 
 SKEW_WARN_S: Final = 1.0
 SKEW_FAIL_S: Final = 30.0
 MIN_POSTGRES: Final = 14
+MIN_REDIS: Final = (6, 2)
 
 
 @click.command("migrate")
@@ -107,7 +111,8 @@ async def _checks(servers: Stack) -> list[Check]:
         await migrate(migration_url(servers.settings))
     return [
         *_of_settings(servers),
-        *[check async for check in _of_postgres(servers.settings)],
+        *[check async for check in _of_postgres(servers)],
+        *[check async for check in _of_pooler(servers.settings)],
         *[check async for check in _of_redis(servers.settings)],
     ]
 
@@ -116,7 +121,10 @@ def _of_settings(servers: Stack) -> list[Check]:
     settings = servers.settings
     where = f"embedded servers in {settings.hitl_data_dir}" if servers.embedded else "servers from the environment"
     auth = "required" if settings.auth_required else "off"
-    found = [Check("settings", "ok", f"{where}, HITL_AUTH {auth}, links under {settings.public_url}")]
+    found = [
+        Check("version", "ok", f"hitl {__version__}, Python {platform.python_version()}"),
+        Check("settings", "ok", f"{where}, HITL_AUTH {auth}, links under {settings.public_url}"),
+    ]
     if not settings.loopback and settings.hitl_public_url is None:
         advice = "set HITL_PUBLIC_URL to the address that people and providers can reach"
         found.append(Check("public_url", "warn", f"links lead to {settings.public_url}", advice))
@@ -126,12 +134,13 @@ def _of_settings(servers: Stack) -> list[Check]:
     return found
 
 
-async def _of_postgres(settings: Settings) -> AsyncIterator[Check]:
-    assert settings.database_url
-    db = Database(settings.database_url, pooler=settings.hitl_pg_pooler is not None, application="hitl-doctor")
+async def _of_postgres(servers: Stack) -> AsyncIterator[Check]:
+    assert servers.settings.database_url
+    # one transaction without a statement cache: this must work through any pooler
+    db = Database(servers.settings.database_url, pooler=True, application="hitl-doctor")
     try:
-        async with db.connection(EVERY) as conn:
-            for check in await _postgres_checks(conn):
+        async with db.reading(EVERY) as conn:
+            for check in await _postgres_checks(conn, embedded=servers.embedded):
                 yield check
     except Unavailable as error:
         cause = type(error.__cause__).__name__
@@ -140,14 +149,21 @@ async def _of_postgres(settings: Settings) -> AsyncIterator[Check]:
         await db.close()
 
 
-async def _postgres_checks(conn: Conn) -> list[Check]:
+async def _postgres_checks(conn: Conn, *, embedded: bool) -> list[Check]:
     before = time.time()
     facts = await server_facts(conn)
     here = datetime.fromtimestamp((before + time.time()) / 2, UTC)
     missing = await pending(conn)
     present = [] if missing else await workers.present(conn)
     role = [] if missing else [Check("postgres_role", *await wall.verdict(conn))]
-    return [_version(facts), _durability(facts), _schema(missing), *role, _clock(facts["now"], here), _workers(present)]
+    return [
+        _version(facts),
+        _durability(facts),
+        _schema(missing),
+        *role,
+        _clock(facts["now"], here),
+        _workers(present, embedded=embedded),
+    ]
 
 
 def _version(facts: dict[str, Any]) -> Check:
@@ -178,11 +194,50 @@ def _clock(there: datetime, here: datetime) -> Check:
     return Check("clock", result, f"{skew_s:.1f} s from Postgres", "synchronise this machine's clock (NTP)")
 
 
-def _workers(present: Any) -> Check:
+def _workers(present: Any, *, embedded: bool) -> Check:
+    """With embedded servers there may well be none: nothing runs beside this command."""
     if not present:
-        return Check("workers", "warn", "none seen in the last minute", "start one: `hitl worker`, or `hitl up`")
+        result: Literal["warn", "fail"] = "warn" if embedded else "fail"
+        return Check("workers", result, "none seen in the last minute", "start one: `hitl worker`, or `hitl up`")
     jobs = sum(worker["jobs"] for worker in present)
     return Check("workers", "ok", f"{len(present)} seen in the last minute, {jobs} jobs")
+
+
+async def _of_pooler(settings: Settings) -> AsyncIterator[Check]:
+    """Where the URLs lead to, by what can be seen from outside; a setting alone may be wrong."""
+    assert settings.database_url
+    try:
+        pooled = await shares_sessions(settings.database_url)
+        direct = settings.direct_database_url
+        yield _pooler(settings, pooled=pooled)
+        if direct is not None and await shares_sessions(direct):
+            detail, advice = (
+                "leads to a pooler in transaction mode",
+                "name the server itself: migrations need a session",
+            )
+            yield Check("direct_database", "fail", f"DIRECT_DATABASE_URL {detail}", advice)
+        elif direct is not None:
+            yield Check("direct_database", "ok", "DIRECT_DATABASE_URL leads to the server itself")
+    except Unavailable as error:
+        cause = type(error.__cause__).__name__
+        yield Check("pooler", "warn", f"not looked at ({cause})", "check the URLs and how many connections are free")
+
+
+def _pooler(settings: Settings, *, pooled: bool) -> Check:
+    match pooled, settings.hitl_pg_pooler is not None:
+        case True, False:
+            detail = "DATABASE_URL leads to a pooler in transaction mode, and the statement cache is on"
+            return Check("pooler", "fail", detail, "set HITL_PG_POOLER=transaction, and DIRECT_DATABASE_URL")
+        case True, True if settings.direct_database_url is None:
+            detail = "in transaction mode, and DIRECT_DATABASE_URL is unset: `hitl migrate` needs a session"
+            return Check("pooler", "warn", detail, "set DIRECT_DATABASE_URL to the server itself")
+        case True, True:
+            return Check("pooler", "ok", "in transaction mode, the statement cache is off")
+        case _, True:
+            detail = "HITL_PG_POOLER is set, but each client has a session of its own: the cache is off for nothing"
+            return Check("pooler", "warn", detail, "unset HITL_PG_POOLER, if DATABASE_URL is what it should be")
+        case _:
+            return Check("pooler", "ok", "none in transaction mode: each client has a session of its own")
 
 
 async def _of_redis(settings: Settings) -> AsyncIterator[Check]:
@@ -199,17 +254,31 @@ async def _of_redis(settings: Settings) -> AsyncIterator[Check]:
         return
     finally:
         await client.aclose(close_connection_pool=True)
-    name = "valkey" if "valkey_version" in info else "redis"
-    yield Check("redis", "ok", f"{name} {info.get('valkey_version') or info.get('redis_version')}")
-    if policy == "noeviction":
-        yield Check("redis_eviction", "ok", "noeviction")
-    else:
-        yield Check("redis_eviction", "warn", f"{policy or 'unknown'}", "set maxmemory-policy noeviction")
+    yield _redis_version(info)
+    yield _eviction(policy)
     if durable:
         yield Check("redis_persistence", "ok", "append-only file" if info.get("aof_enabled") else "snapshots")
     else:
         detail = "off: after its restart, wake-ups come from the sweep"
         yield Check("redis_persistence", "warn", detail, "set appendonly yes")
+
+
+def _redis_version(info: Mapping[str, Any]) -> Check:
+    """Valkey says which Redis it answers like, beside its own version."""
+    like = str(info.get("redis_version", "0.0"))
+    name = f"valkey {info['valkey_version']}" if "valkey_version" in info else f"redis {like}"
+    if tuple(int(part) for part in like.split(".")[:2]) < MIN_REDIS:
+        return Check("redis", "fail", f"version {like}", "use Redis 6.2 or newer, or Valkey")
+    return Check("redis", "ok", name)
+
+
+def _eviction(policy: str) -> Check:
+    advice = "set maxmemory-policy noeviction: jobs and wake-ups must not be thrown out"
+    if not policy:
+        return Check("redis_eviction", "warn", "the server does not tell its policy", advice)
+    return Check(
+        "redis_eviction", "ok" if policy == "noeviction" else "fail", policy, advice * (policy != "noeviction")
+    )
 
 
 async def _configured(client: Any, name: str) -> str:
