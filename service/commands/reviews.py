@@ -1,48 +1,113 @@
-"""Use case of a reviewer's look at one approval: all that is there to judge by, and what this person may do."""
+"""Use cases of a reviewer's look at one approval: all that is there to judge by, and what an edit would do."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import UUID
 
 from service.commands.context import Services
-from service.domain.approval import Approval, check_claim, check_open, may_decide
+from service.domain import approval as rules
+from service.domain.approval import Approval, Order
+from service.domain.delegation import Delegation
+from service.domain.file import StoredFile
+from service.domain.patch import diff
 from service.domain.principal import Principal
 from service.domain.run import Run
-from service.errors import ApprovalClaimed, Conflict, Forbidden, NotFound
-from service.store import approvals, runs
+from service.errors import ApprovalClaimed, Conflict, Forbidden, NotFound, RunPaused
+from service.store import approvals, delegations, files, runs
+
+EARLIER: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """`closed` says why this person cannot answer; None: they can. `claimed` is somebody else's claim."""
+    """`closed` says why this person cannot answer; None: they can. `claimed` is whose claim is in the way.
+
+    `earlier` are the run's other approvals, newest first; `files` the copies of its outputs. `mark` changes when the
+    page would.
+    """
 
     approval: Approval
     run: Run | None
     closed: str | None
     claimed: str | None
     mark: str
+    run_input: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Sequence[Approval] = ()
+    delegations: Sequence[Delegation] = ()
+    files: Sequence[StoredFile] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What an edit would make of what is under review: `[{op, path, from, value}]`, and the order that says so."""
+
+    order: Order
+    changes: Sequence[Mapping[str, Any]]
 
 
 async def review(services: Services, approval_id: UUID, who: Principal) -> Review:
-    """Raises `NotFound`."""
+    """Everything about the approval. Raises `NotFound`."""
+    async with services.db.connection(who.tenant) as conn:
+        approval = await approvals.get(conn, who.tenant, approval_id)
+        if approval is None:
+            raise NotFound("there is no such approval")
+        handed_on = await delegations.of_approval(conn, approval_id)
+        if approval.run_id is None:
+            return _review(services, approval, None, who, delegations=handed_on)
+        run = await runs.get(conn, who.tenant, approval.run_id)
+        docs = await runs.documents(conn, approval.run_id)
+        others = await approvals.recent(conn, who.tenant, status=None, run_id=approval.run_id, limit=EARLIER)
+        copies = await files.of_run(conn, who.tenant, approval.run_id)
+    earlier = [other for other in others if other.id != approval_id and other.created_at <= approval.created_at]
+    return _review(
+        services, approval, run, who, run_input=docs.run_input, earlier=earlier, delegations=handed_on, files=copies
+    )
+
+
+async def mark(services: Services, approval_id: UUID, who: Principal) -> str:
+    """`Review.mark` alone, for those who only wait for it to change. Raises `NotFound`."""
     async with services.db.connection(who.tenant) as conn:
         approval = await approvals.get(conn, who.tenant, approval_id)
         if approval is None:
             raise NotFound("there is no such approval")
         run = await runs.get(conn, who.tenant, approval.run_id) if approval.run_id else None
+    return _mark(approval, run)
+
+
+def propose(services: Services, approval: Approval, order: Order, who: Principal) -> Proposal:
+    """What the order would do, under all the rules that will hold when it is given; nothing changes.
+
+    Raises as `commands.approvals.decide`.
+    """
+    if approval.clock_stopped_at is not None:
+        raise RunPaused("the run is paused")
+    verdict = rules.judge(approval, order, who, now=services.db.now(), channel="console")
+    if rules.shows_payload(approval) or approval.run_id is None:
+        return Proposal(order, diff(approval.context.get("payload"), verdict.payload))
+    before, after = approval.context.get("output"), order.edits["response"]
+    return Proposal(order, diff(before, after))
+
+
+def _review(services: Services, approval: Approval, run: Run | None, who: Principal, **more: Any) -> Review:
     closed, claimed = _closed(services, approval, who)
-    return Review(approval, run, closed, claimed, f"{approval.version}-{run.version if run else 0}")
+    return Review(approval, run, closed, claimed, _mark(approval, run), **more)
+
+
+def _mark(approval: Approval, run: Run | None) -> str:
+    return f"{approval.version}-{run.version if run else 0}"
 
 
 def _closed(services: Services, approval: Approval, who: Principal) -> tuple[str | None, str | None]:
     now = services.db.now()
     try:
-        check_open(approval, now=now)
+        rules.check_open(approval, now=now)
         if approval.clock_stopped_at is not None:
-            return "the run is paused: it can be answered once it goes on", None
-        may_decide(approval, who)
-        check_claim(approval, who, now=now)
-    except ApprovalClaimed as refusal:
-        return refusal.detail, approval.claimed_by
+            return "The run is paused: it can be answered once it goes on.", None
+        rules.may_decide(approval, who)
+        rules.check_claim(approval, who, now=now)
+    except ApprovalClaimed:
+        return f"{approval.claimed_by} has claimed it and is looking at it.", approval.claimed_by
     except (Conflict, Forbidden) as refusal:
-        return refusal.detail, None
+        return f"{refusal.detail[:1].upper()}{refusal.detail[1:]}.", None
     return None, None

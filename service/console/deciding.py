@@ -32,7 +32,7 @@ class Result:
     detail: str = ""
 
 
-async def decide(visit: Visit) -> Response:
+async def decide_at(visit: Visit) -> Response:
     """Take the answer. Back to where the person was, or what came of it as JSON for the script."""
     approval_id = visit.id("approval_id")
     order = order_of(visit)
@@ -73,18 +73,35 @@ def order_of(visit: Visit, payload_sha256: str | None = None) -> Order:
     action = form.get("action")
     if action not in get_args(Action):
         raise Invalid("choose an answer", errors=[{"pointer": "/action", "message": "is required"}])
-    reason = form.get("reason").strip() or None
+    sha = payload_sha256 or form.get("payload_sha256") or None
+    return Order(cast("Action", action), _edits(visit, action), reason_of(visit), sha)
+
+
+def reason_of(visit: Visit) -> str | None:
+    reason = visit.form.get("reason").replace("\r\n", "\n").strip() or None
     if reason is not None and len(reason) > MAX_REASON:
         message = f"has more than {MAX_REASON} characters"
         raise Invalid("the reason is too long", errors=[{"pointer": "/reason", "message": message}])
-    edits: Any = None
-    if form.get("edits").strip():
+    return reason
+
+
+def _edits(visit: Visit, action: str) -> Any:
+    """What was proposed, or what came of a call that was never answered: JSON, or text where it is none."""
+    form = visit.form
+    if action == "approve" and "outcome" in form:
+        outcome = form.get("outcome").strip()
+        if not outcome:
+            return None
         try:
-            edits = parse(form.get("edits").encode())
-        except InvalidJson as fault:
-            raise Invalid(fault.detail, errors=[{"pointer": "/edits", "message": "is not JSON"}]) from None
-    sha = payload_sha256 or form.get("payload_sha256") or None
-    return Order(cast("Action", action), edits, reason, sha)
+            return {"response": parse(outcome.encode())}
+        except InvalidJson:
+            return {"response": outcome}
+    if action != "edit":
+        return None
+    try:
+        return parse(form.get("edits").encode())
+    except InvalidJson as fault:
+        raise Invalid(fault.detail, errors=[{"pointer": "/edits", "message": "is not JSON"}]) from None
 
 
 async def _one_of_many(visit: Visit, text: str) -> Result:
@@ -116,7 +133,6 @@ def _back(visit: Visit, approval_id: UUID) -> str:
 
 
 PAGES: Final = (
-    Page("/approvals/{approval_id}/decision", {"POST": decide}, _DECIDE),
     Page("/approvals/{approval_id}/claim", {"POST": claim}, _DECIDE),
     Page("/approvals/{approval_id}/release", {"POST": release}, _DECIDE),
     Page("/decisions", {"POST": decide_many}, _DECIDE),

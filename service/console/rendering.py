@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 import orjson
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse
 
 from service.console import assets, words
@@ -35,7 +35,7 @@ def html(template: str, status: int = 200, **context: Any) -> HTMLResponse:
 @cache
 def environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("service.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("service.console"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {

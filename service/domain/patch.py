@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from service.domain.canonical import JSON, same
 
 
+class NoPatch(ValueError):
+    """What is wanted cannot be said in a merge patch; the message is for a person."""
+
+
 def merge_patch(target: JSON, patch: JSON) -> JSON:
     """`patch` applied to `target` by JSON Merge Patch (RFC 7396); shares nothing with its arguments."""
     if not isinstance(patch, Mapping):
@@ -26,6 +30,26 @@ def diff(before: JSON, after: JSON) -> list[dict[str, JSON]]:
     member by member, in name order; arrays and scalars whole.
     """
     return list(_diff((), before, after))
+
+
+def patch_between(before: JSON, after: JSON) -> JSON:
+    """The merge patch that makes `after` of `before`. Raises `NoPatch` where none can: a null member says "remove"."""
+    patch = _patch(before, after)
+    if not same(merge_patch(before, patch), after):
+        raise NoPatch("a field cannot be set to null: remove it instead")
+    return patch
+
+
+def _patch(before: JSON, after: JSON) -> JSON:
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return after
+    removed: dict[str, JSON] = {name: None for name in before if name not in after}
+    changed = {
+        name: _patch(before.get(name), value)
+        for name, value in after.items()
+        if name not in before or not same(before[name], value)
+    }
+    return {**removed, **changed}
 
 
 def pointer(parts: Iterable[str | int]) -> str:

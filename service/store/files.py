@@ -27,3 +27,15 @@ async def get(conn: Conn, tenant: str, file_id: UUID) -> StoredFile | None:
         tenant,
     )
     return StoredFile(**row) if row else None
+
+
+async def of_run(conn: Conn, tenant: str, run_id: UUID) -> list[StoredFile]:
+    rows = await conn.fetch(
+        """
+        select id, tenant, run_id, name, media_type, size, sha256, location, created_at from files
+        where tenant = $1 and run_id = $2 order by created_at, id
+        """,
+        tenant,
+        run_id,
+    )
+    return [StoredFile(**row) for row in rows]

@@ -92,7 +92,7 @@ async def test_a_person_is_shown_what_names_them_and_what_names_nobody_else(crow
     async with crowded.connection() as conn:
         ann = await inbox.entries(conn, ANN, Wanted(), limit=200_000)
         bob = await inbox.entries(conn, Principal("bob", "big", "admin"), Wanted(), limit=200_000)
-        sue = await inbox.entries(conn, Principal("u3", "big", "reviewer"), Wanted(user="u3"), limit=5)
+        sue = await inbox.entries(conn, Principal("u4", "big", "reviewer"), Wanted(user="u4"), limit=5)
         rows = await conn.fetch("select id, reviewers from approvals where status = 'pending' order by expires_at, id")
 
     free = [row["id"] for row in rows if not row["reviewers"]["users"] and not row["reviewers"]["groups"]]

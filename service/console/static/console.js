@@ -115,7 +115,8 @@
     const fields = new URLSearchParams(new FormData(form, submitter));
     for (const [name, value] of Object.entries(more)) fields.set(name, value);
     try {
-      const answer = await fetch(form.action, { method: "POST", body: fields, headers: { Accept: "application/json" } });
+      const answer = await fetch(form.getAttribute("action"), // not `form.action`: that may be a button of that name
+        { method: "POST", body: fields, headers: { Accept: "application/json" } });
       const told = await answer.json();
       return { status: answer.status, ...told };
     } catch {
