@@ -400,6 +400,7 @@ def _log(approval: Approval, actor: str, action: str, channel: str, **more: int 
         status=approval.status,
         checkpoint=approval.checkpoint_type,
         channel=channel,
+        reasons=list(approval.reasons),
         waited_ms=waited_ms,
         **more,
     )
