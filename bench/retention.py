@@ -1,8 +1,9 @@
 """What forgetting costs whoever works meanwhile: `python -m bench.retention [EVENTS]`, five million by default.
 
 A run is taken through its three checkpoints, then copied by SQL until there are so many events, finished evenly over
-100 days; those over for more than 90 days are removed by `hitl purge`, a process of its own, while this one starts
-runs and decides their approvals. Embedded Postgres and Valkey in a temporary folder.
+100 days. Those over for more than 95 days are removed by `hitl purge`, those for more than 90 by what a worker does
+every hour, each in a process of its own, while this one starts runs and decides their approvals. Embedded Postgres and
+Valkey in a temporary folder.
 """
 
 import asyncio
@@ -20,18 +21,21 @@ from typing import Any
 from bench.waiting import TOOL, environment
 from service import logs
 from service.commands.approvals import decide
+from service.commands.purge import purge_by_policy
 from service.commands.runs import StartRun, start_run
+from service.commands.tenants import set_limits
 from service.domain.approval import Order
 from service.domain.policy import HitlConfig
 from service.domain.principal import Principal
+from service.domain.tenant import Tenant
 from service.embedded import Servers, lease
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime, open_runtime
-from service.settings import Settings
+from service.settings import Settings, load_settings
 from service.store.migrate import migrate
 
 EVENTS = 5_000_000
-DAYS, KEPT_DAYS = 100, 90
+DAYS, COMMAND_DAYS, KEPT_DAYS = 100, 95, 90
 CALM_S, PAUSE_S = 30.0, 0.05
 HITL = Path(sys.executable).parent / "hitl"
 DEV = Principal("dev", "default", "admin")
@@ -154,47 +158,83 @@ async def sizes(runtime: Runtime, when: str) -> None:
     say(f"{when}: MiB", f"{whole / 2**20:.0f} in all ({parts})")
 
 
-async def purged(servers: Servers) -> float:
-    """`hitl purge` as an operator runs it; seconds."""
-    began = time.perf_counter()
+async def purged(servers: Servers, *command: str | Path) -> str:
+    """A purge by a process of its own; what it printed."""
     child = await asyncio.create_subprocess_exec(
-        HITL, "purge", "--older-than", str(KEPT_DAYS), "--json", env=environment(servers, 0),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+        *command,
+        env=environment(servers, 0),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     told, _ = await child.communicate()
     assert child.returncode == 0, told
-    say("removed", " ".join(told.decode().split()))
-    return time.perf_counter() - began
+    return told.decode()
+
+
+async def left(runtime: Runtime) -> tuple[int, int]:
+    """`(runs, events)`."""
+    async with runtime.services.db.connection() as conn:
+        row = await conn.fetchrow("select (select count(*) from runs), (select count(*) from events)", timeout=600)
+    assert row is not None
+    return row[0], row[1]
+
+
+async def watch(runtime: Runtime, hand: HITLOrchestrator, servers: Servers, what: str, *command: str | Path) -> None:
+    """A calm time, a purge, and how long starts and decisions took in both."""
+    async with probing(runtime, hand) as calm:
+        await asyncio.sleep(CALM_S)
+    before = await left(runtime)
+    async with probing(runtime, hand) as busy:
+        began = time.perf_counter()
+        await purged(servers, *command)
+        took_s = time.perf_counter() - began
+    after = await left(runtime)
+    say(what, f"{before[0] - after[0] + len(busy.starts)} runs, {before[1] - after[1]} events net, {took_s:.1f} s")
+    calm.show("  before it")
+    busy.show("  during it")
 
 
 async def measure(servers: Servers, events: int) -> None:
     logs.configure(process="cli", level="ERROR")
     await migrate(servers.database_url)
     settings = Settings(
-        database_url=servers.database_url, redis_url=servers.redis_url, hitl_secret_key=servers.secret_key,
+        database_url=servers.database_url,
+        redis_url=servers.redis_url,
+        hitl_secret_key=servers.secret_key,
         _env_file=None,
-    )  # fmt: skip
+    )
     async with open_runtime(settings, process="bench") as runtime:
         hand = HITLOrchestrator(runtime.services, worker_id="bench", lease_s=30)
         await fill(runtime, hand, events)
-        await sizes(runtime, "before")
-        async with probing(runtime, hand) as calm:
-            await asyncio.sleep(CALM_S)
-        async with probing(runtime, hand) as busy:
-            took_s = await purged(servers)
-        async with probing(runtime, hand) as again:
-            await asyncio.sleep(CALM_S)
-        calm.show("without a purge")
-        busy.show("during it")
-        again.show("after it")
-        say("the purge took", f"{took_s:.1f} s")
-        await sizes(runtime, "after it")
+        await sizes(runtime, "filled")
+        await watch(runtime, hand, servers, f"hitl purge --older-than {COMMAND_DAYS}", *by_command())
+        await set_limits(runtime.services.db, Tenant("default", retention_days=KEPT_DAYS), {"retention_days"})
+        await watch(runtime, hand, servers, f"the workers' own, kept {KEPT_DAYS} days", *by_policy())
+        await sizes(runtime, "purged")
         async with runtime.services.db.connection() as conn:
             await conn.execute("vacuum (analyze)", timeout=1800)
-        await sizes(runtime, "after autovacuum's turn")
+        await fill(runtime, hand, events // (DAYS // (DAYS - KEPT_DAYS)))
+        await sizes(runtime, "filled again with as much")
+
+
+def by_command() -> tuple[str | Path, ...]:
+    return HITL, "purge", "--older-than", str(COMMAND_DAYS), "--json"
+
+
+def by_policy() -> tuple[str | Path, ...]:
+    return sys.executable, "-m", "bench.retention", "--turn"
+
+
+async def turn() -> None:
+    """What a worker does when it is its turn."""
+    async with open_runtime(load_settings(), process="bench") as runtime:
+        assert await purge_by_policy(runtime.services)
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--turn"]:
+        asyncio.run(turn())
+        return
     events = int(sys.argv[1]) if len(sys.argv) > 1 else EVENTS
     with tempfile.TemporaryDirectory(prefix="hitl-bench-") as folder, lease(Path(folder) / "data") as servers:
         sys.stdout.write(f"{os.cpu_count()} cores, embedded Postgres and Valkey, load {os.getloadavg()[0]:.1f}\n\n")

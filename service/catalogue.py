@@ -46,7 +46,10 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "run.lease_lost": _event("this worker was refused at a write and dropped the run"),
     "run.handed_over": _event("a draining worker gave a run back"),
-    "job.started": _event("a worker began a job", "job waited_ms"),
+    "job.started": _event(
+        "a worker began a job; `cause` is a `start`, a `decision` (or what else lets a run go on) or a `timer`",
+        "job cause waited_ms",
+    ),
     "job.finished": _event("a worker ended a job", "job outcome waited_ms duration_ms", canonical=True),
     "job.buried": _event(
         "a job could not be read or run and was taken out of the queue; `hitl queue` lists it with its cause", "cause"
@@ -59,7 +62,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "approval.decided": _event(
         "a human, or silence (`system:timeout`), decided; `waited_ms` once the answer is final",
-        "actor action status checkpoint channel waited_ms late_ms",
+        "actor action status checkpoint channel reasons waited_ms late_ms",
         canonical=True,
     ),
     "approval.expired": _event("an approval's time ran out", "checkpoint on_timeout late_ms"),

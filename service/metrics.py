@@ -7,10 +7,12 @@ All times in seconds. No label holds a tenant, a person or an id: their number h
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, that no question asks for
 REGISTRY: Final = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
@@ -37,13 +39,14 @@ STARTED: Final = _counter("hitl_runs_started", "Runs accepted.", "provider")
 FINISHED: Final = _counter("hitl_runs_finished", "Runs that reached a final status.", "status", "code")
 ASKED: Final = _counter("hitl_approvals_requested", "Approvals opened, by each of their reasons.", "reason")
 DECIDED: Final = _counter("hitl_decisions", "Decisions accepted.", "action", "checkpoint", "channel")
+ANSWERED: Final = _counter("hitl_reasons_decided", "Decisions accepted, by each reason to ask.", "action", "reason")
 DECISION_WAIT: Final = _histogram("hitl_decision_wait_seconds", "From asked to decided.", _HUMAN, "checkpoint")
 EXPIRED: Final = _counter(
     "hitl_approvals_expired", "Approvals whose time ran out, by policy and by what it meant.", "on_timeout", "done"
 )
 LATENESS: Final = _histogram("hitl_timer_lateness_seconds", "How long after its moment a timer fired.", _FAST)
 RESUME: Final = _histogram(
-    "hitl_resume_seconds", "From the wake-up (a decision, a start, a deadline) to the job.", _FAST
+    "hitl_resume_seconds", "From the wake-up by a start, a decision or a timer to the job that goes on.", _FAST, "cause"
 )
 JOBS: Final = _histogram("hitl_job_seconds", "Jobs of workers.", _CALLS, "outcome")
 CALLS: Final = _histogram("hitl_provider_call_seconds", "Tries of provider calls.", _CALLS, "provider", "outcome")
@@ -52,6 +55,7 @@ RECOVERED: Final = _counter("hitl_runs_recovered", "Runs taken over from a silen
 STOOD_STILL: Final = _histogram("hitl_stood_still_seconds", "How long a run stood still that was taken over.", _FAST)
 LEASE_LOST: Final = _counter("hitl_leases_lost", "Runs that this worker had to drop.")
 SWEEP: Final = _histogram("hitl_sweep_seconds", "Sweeps that found something.", _FAST)
+SWEPT_AT: Final = _gauge("hitl_sweep_finished_timestamp_seconds", "When this worker's last sweep ended, in Unix time.")
 SWEPT: Final = _counter("hitl_sweep_found", "What sweeps found, by kind.", "kind")
 DELIVERED: Final = _histogram("hitl_delivery_seconds", "Tries of deliveries.", _FAST, "kind", "outcome")
 POOL_WAIT: Final = _histogram("hitl_pool_wait_seconds", "Waits for a connection to Postgres.", _FAST)
@@ -60,6 +64,7 @@ FAULTS: Final = _counter("hitl_faults", "Log lines at warning or above, by event
 # state, set at a scrape
 UP: Final = _gauge("hitl_dependency_up", "Whether Postgres and Redis answer.", "dependency")
 RUNS: Final = _gauge("hitl_runs", "Runs that are not final, and those that failed.", "status")
+QUEUE_DEPTH: Final = _gauge("hitl_queue_depth", "Runs that are due and have no worker: what workers are scaled by.")
 QUEUE_OLDEST: Final = _gauge("hitl_queue_oldest_seconds", "Age of the oldest run that is due and has no worker.")
 OPEN: Final = _gauge("hitl_approvals_open", "Approvals that wait for a decision.")
 OPEN_OLDEST: Final = _gauge("hitl_approval_oldest_seconds", "Age of the oldest open approval.")
@@ -85,6 +90,18 @@ def exposition() -> bytes:
     return generate_latest(REGISTRY)
 
 
+def table() -> str:
+    """The instruments as Markdown, by the names that a query uses."""
+    head = "| metric | kind | labels | says |\n|---|---|---|---|\n"
+    return head + "".join(_row(each) for each in globals().values() if isinstance(each, MetricWrapperBase))
+
+
+def _row(each: MetricWrapperBase) -> str:
+    name = each._name + ("_total" if isinstance(each, Counter) else "")
+    labels = ", ".join(f"`{label}`" for label in each._labelnames)
+    return f"| `{name}` | {each._type} | {labels} | {each._documentation} |\n"
+
+
 def reason_class(reason: str) -> str:
     """A reason without its tail where that is a name that a client chose: `missing.image` is `missing`."""
     return reason.partition(".")[0] if reason.startswith(("missing.", "safety.")) else reason
@@ -104,6 +121,8 @@ def _asked(line: Line) -> None:
 def _decided(line: Line) -> None:
     checkpoint = _checkpoint(line)
     DECIDED.labels(line.get("action", ""), checkpoint, line.get("channel") or "").inc()
+    for reason in line.get("reasons") or ():
+        ANSWERED.labels(line.get("action", ""), reason_class(reason)).inc()
     _observe_ms(DECISION_WAIT.labels(checkpoint), line.get("waited_ms"))
     if line.get("channel") == "timeout":
         EXPIRED.labels("approve", "approved").inc()
@@ -118,7 +137,7 @@ def _expired(line: Line) -> None:
 
 def _began(line: Line) -> None:
     if line.get("job") == "advance_run":  # timers have a lateness of their own
-        _observe_ms(RESUME, line.get("waited_ms"))
+        _observe_ms(RESUME.labels(line.get("cause", "")), line.get("waited_ms"))
 
 
 def _job(line: Line) -> None:

@@ -135,6 +135,15 @@ class Mark:
     in_progress: bool
 
 
+def cause(enqueued: datetime, score_ms: float) -> str:
+    """What a job that arq has begun was sent for, by its rank: a `start`, a `decision` (or whatever else lets a run
+    go on), or a `timer` whose moment has come."""
+    ahead = enqueued - datetime.fromtimestamp(score_ms / 1000, UTC)
+    if ahead < timedelta(seconds=-1):
+        return "timer"
+    return "decision" if ahead > _DECIDED_FIRST - _DAY else "start"
+
+
 class RunQueue:
     def __init__(self, redis: ArqRedis, *, horizon_s: float) -> None:
         self._redis = redis

@@ -16,7 +16,7 @@ from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
-from service import __version__, arq_worker, faults, logs, tracing
+from service import __version__, arq_worker, faults, logs, metrics, tracing
 from service.arq_worker import BURY, DRAINING
 from service.commands import cancels, expiry, timers
 from service.commands.anchors import anchor_all
@@ -29,7 +29,7 @@ from service.domain.ids import uuid7
 from service.errors import HitlError, Unavailable
 from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
-from service.queue import QUEUE_NAME
+from service.queue import QUEUE_NAME, cause
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings, load_or_exit, load_settings, require_or_exit
 from service.store import dead_jobs, runs, workers
@@ -37,7 +37,8 @@ from service.store.database import EVERY, Conn, answering
 
 HIDE_AFTER_S: Final = 1.0
 PRESENCE_LOOK_S: Final = 1.0
-PURGE_EVERY_S: Final = 3600.0
+PURGE_LOOK_S: Final = 60.0
+REWRAP_EVERY_S: Final = 3600.0
 ANCHOR_LOOK_S: Final = 60.0
 HIDDEN_FOR_MS: Final = 60_000
 
@@ -75,7 +76,7 @@ async def _told(ctx: dict[str, Any], job: str, work: Awaitable[str], **ids: str)
     """Do the job with its ids on every line of the log, and tell of it in one."""
     started, waited_ms = time.monotonic(), _waited_ms(ctx)
     with bound_contextvars(job_id=ctx["job_id"], **ids):
-        log.info("job.started", job=job, waited_ms=waited_ms)
+        log.info("job.started", job=job, cause=cause(ctx["enqueue_time"], ctx["score"]), waited_ms=waited_ms)
         outcome = await work
         took_ms = round((time.monotonic() - started) * 1000)
         log.info("job.finished", job=job, outcome=outcome, waited_ms=waited_ms, duration_ms=took_ms)
@@ -182,8 +183,8 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(settings.hitl_sweep_seconds, "cancels", lambda: _cancel_due(runtime)))
         group.create_task(_every(settings.hitl_sweep_seconds, "stored", lambda: _unless_away(measure_due(db))))
         group.create_task(_every(1, "deliveries", lambda: deliver(runtime)))
-        group.create_task(_every(PURGE_EVERY_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
-        group.create_task(_every(PURGE_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))
+        group.create_task(_every(PURGE_LOOK_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
+        group.create_task(_every(REWRAP_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))
         group.create_task(_every(min(ANCHOR_LOOK_S, settings.hitl_anchor_seconds), "anchor", lambda: _anchor(runtime)))
         group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
 
@@ -295,6 +296,7 @@ async def _sweep(runtime: Runtime) -> None:
             found = await timers.sweep(runtime.services)
         except Unavailable:
             return
+        metrics.SWEPT_AT.set_to_current_time()
         if found.total():
             took_ms = round((time.monotonic() - started) * 1000)
             log.info("sweep.finished", duration_ms=took_ms, **{kind: count for kind, count in found.items() if count})

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from service import catalogue
+from service import catalogue, metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-MADE = {("reference.md", "log lines"): catalogue.table}
+MADE = {("reference.md", "log lines"): catalogue.table, ("metrics.md", "metrics"): metrics.table}
 
 
 def with_table(text: str, name: str, table: str) -> str:

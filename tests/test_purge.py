@@ -120,10 +120,36 @@ async def test_each_tenant_has_its_own_policy_and_none_keeps_for_ever(empty: Run
     await sql(empty, "update runs set tenant = 'short' where id = $1", short)
     await set_limits(empty.services.db, Tenant("short", retention_days=30), {"retention_days"})
 
-    await purge_by_policy(empty.services)
+    await sql(empty, "delete from chores")
+    assert await purge_by_policy(empty.services)
 
     assert await left(empty) == {kept}
     await sql(empty, "delete from tenants")
+
+
+async def test_one_worker_of_all_has_the_turn_once_an_hour(empty: Runtime) -> None:
+    await sql(empty, "delete from chores")
+
+    async def turns() -> int:
+        return sum(await asyncio.gather(*(purge_by_policy(empty.services) for _ in range(8))))
+
+    assert await turns() == 1
+    assert await turns() == 0
+    await sql(empty, "update chores set due_at = now() where name = 'purge'")
+    assert await turns() == 1
+
+
+async def test_whatever_goes_with_a_run_is_found_by_an_index(empty: Runtime) -> None:
+    """A foreign key that cascades without one reads the whole table for each run that goes."""
+    found = await sql(
+        empty,
+        """
+        select string_agg(conrelid::regclass::text, ' ') from pg_constraint c
+        where contype = 'f' and confdeltype = 'c' and confrelid in ('runs'::regclass, 'approvals'::regclass)
+          and not exists (select from pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1])
+        """,
+    )
+    assert found is None
 
 
 async def test_the_command_counts_first_and_then_removes(empty: Runtime, servers: Servers) -> None:

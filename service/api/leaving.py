@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-GRACE_S: Final = 3.0
-QUIET_S: Final = 0.3
+GRACE_S: Final = 5.0
+QUIET_S: Final = 1.0
 
 
 class Leaving:
@@ -46,6 +46,7 @@ class Leaving:
             loop.call_soon_threadsafe(start, number, frame)
 
         def start(number: int, frame: FrameType | None) -> None:
+            self.asked()  # the quiet is counted from here: who asks seldom must hear of it, too
             begin()
             tasks.add(loop.create_task(self._then(servers, number, frame)))
 

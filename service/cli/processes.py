@@ -36,6 +36,8 @@ def web_command(settings: Settings) -> list[str]:
         *("--app-dir", str(PACKAGE.parent)),  # else the working directory, and whatever lies there, comes first
         *("--host", settings.hitl_host, "--port", str(settings.hitl_port)),
         *("--no-access-log", "--log-level", "warning"),
+        # longer than balancers keep an idle connection: who closes first while the other sends loses a request
+        *("--timeout-keep-alive", "75"),
         *("--timeout-graceful-shutdown", "10", "--ws", "websockets-sansio"),
     ]
 

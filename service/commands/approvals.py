@@ -418,6 +418,7 @@ def _log(approval: Approval, actor: str, action: str, channel: str, **more: int 
         status=approval.status,
         checkpoint=approval.checkpoint_type if approval.run_id else None,  # else a client's own words
         channel=channel,
+        reasons=list(approval.reasons),
         waited_ms=waited_ms,
         **more,
     )

@@ -1,5 +1,7 @@
 """Use case: forget what is over for longer than it is kept, in batches that hold nobody up."""
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -8,12 +10,13 @@ from service.commands.context import Services
 from service.domain.anchor import End, Signer, tombstone
 from service.filestore import StoreFailed
 from service.logs import get_logger
-from service.store import anchors, seen
+from service.store import anchors, chores, seen
 from service.store import purge as store
 from service.store.database import EVERY, Conn
 from service.store.purge import Kept
 
 BATCH: Final = 200
+PURGE_EVERY_S: Final = 3600.0
 
 log = get_logger("commands.purge")
 
@@ -33,14 +36,18 @@ async def count(services: Services, one: Kept) -> dict[str, int]:
         return await store.count(conn, one)
 
 
-async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = lambda _: None) -> dict[str, int]:
-    """Remove what is over for longer. `told` hears the number of runs of each batch.
+async def purge(
+    services: Services, one: Kept, *, told: Callable[[int], None] = lambda _: None, rests: bool = False
+) -> dict[str, int]:
+    """Remove what is over for longer. `told` hears the number of runs of each batch; `rests`: for as long as one took.
 
     Files go before the rows that say where they are: what dies in between is found again. A file store that is away
     leaves the runs for the next time.
     """
     found: Counter[str] = Counter(runs=0, files=0, questions=0)
+    began = time.monotonic()
     while True:
+        batch_began = time.monotonic()
         async with services.db.connection(one.tenant) as conn:
             run_ids = await store.over(conn, one, limit=BATCH)
             places = await store.locations(conn, one.tenant, run_ids)
@@ -58,6 +65,8 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
         told(gone)
         if len(run_ids) < BATCH or not gone:
             break
+        if rests:
+            await asyncio.sleep(time.monotonic() - batch_began)
     while True:
         async with services.db.transaction(one.tenant) as conn:
             gone = await store.remove_questions(conn, one, limit=BATCH)
@@ -67,7 +76,8 @@ async def purge(services: Services, one: Kept, *, told: Callable[[int], None] = 
     async with services.db.transaction(one.tenant) as conn:
         await seen.forget(conn, one.tenant, days=one.days)
     if found.total():
-        log.info("purge.finished", tenant=one.tenant, days=one.days, **found)
+        took_ms = round((time.monotonic() - began) * 1000)
+        log.info("purge.finished", tenant=one.tenant, days=one.days, duration_ms=took_ms, **found)
     return dict(found)
 
 
@@ -77,9 +87,16 @@ async def _bury(conn: Conn, services: Services, ends: Sequence[End]) -> None:
     await anchors.bury(conn, [tombstone(end, now, signer) for end in ends])
 
 
-async def purge_by_policy(services: Services) -> None:
-    """What a worker does every hour. Two at once only do less work each."""
+async def purge_by_policy(services: Services) -> bool:
+    """What one worker of all does once an hour; every worker asks. Returns whether it was this one's turn.
+
+    Between two batches it rests as long as one took: nobody waits for a purge, and others want the database.
+    """
+    async with services.db.connection(EVERY) as conn:
+        if not await chores.take_turn(conn, "purge", every_s=PURGE_EVERY_S):
+            return False
     for one in await kept(services, tenant=None, days=None):
-        await purge(services, one)
+        await purge(services, one, rests=True)
     async with services.db.transaction(EVERY) as conn:
         await store.remove_old_answers(conn)
+    return True

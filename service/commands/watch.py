@@ -26,6 +26,7 @@ async def exposition(services: Services) -> bytes:
 def _set(found: Figures) -> None:
     for status in _WATCHED:
         metrics.RUNS.labels(status).set(found.runs.get(status, 0))
+    metrics.QUEUE_DEPTH.set(found.queue_depth)
     metrics.QUEUE_OLDEST.set(found.queue_oldest_s)
     metrics.OPEN.set(found.approvals_open)
     metrics.OPEN_OLDEST.set(found.approval_oldest_s)

@@ -11,6 +11,7 @@ class Figures:
     """Counts, and ages in seconds (0 where there is nothing)."""
 
     runs: dict[str, int]
+    queue_depth: int
     queue_oldest_s: float
     approvals_open: int
     approval_oldest_s: float
@@ -26,7 +27,8 @@ async def figures(conn: Conn) -> Figures:
     now: datetime = await conn.fetchval("select now()")
     runs = await conn.fetch(
         """
-        select status, count(*) as n, min(due_at) filter (where status = 'queued' and lease_until is null) as oldest
+        select status, count(*) as n, min(due_at) filter (where status = 'queued' and lease_until is null) as oldest,
+            count(*) filter (where status = 'queued' and lease_until is null and due_at <= now()) as due
         from runs where status not in ('completed', 'cancelled') group by status
         """
     )
@@ -55,6 +57,7 @@ async def figures(conn: Conn) -> Figures:
 
     return Figures(
         runs={row["status"]: row["n"] for row in runs},
+        queue_depth=sum(row["due"] for row in runs),
         queue_oldest_s=age(min((row["oldest"] for row in runs if row["oldest"]), default=None)),
         approvals_open=asked["n"],
         approval_oldest_s=age(asked["oldest"]),

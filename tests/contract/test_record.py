@@ -5,6 +5,7 @@ from uuid import UUID
 
 import httpx2
 
+from service.store.database import EVERY
 from tests.conftest import Stack, at, echo, eventually, run_body, start
 from tests.contract.conftest import Secured
 from tests.following import socket
@@ -64,7 +65,7 @@ async def test_whom_a_service_names_is_vouched_for_and_a_program_that_polls_has_
     assert (await ann.get(path)).status_code == 200
     assert await views(secured, question) == {"ann": "http"}
     assert (await ann.post(f"{path}/decision", json={"action": "approve"})).status_code == 200
-    async with secured.services.db.connection() as conn:
+    async with secured.services.db.connection(EVERY) as conn:
         row = await conn.fetchrow(
             "select actor, role, authenticated_by, credential, first_seen_at from decisions where approval_id = $1",
             UUID(question["approval_id"]),
@@ -121,7 +122,7 @@ async def test_a_worker_anchors_by_itself_and_says_so(client: httpx2.AsyncClient
 
 
 async def views(secured: Secured, approval: dict[str, Any]) -> dict[str, str]:
-    async with secured.services.db.connection() as conn:
+    async with secured.services.db.connection(EVERY) as conn:
         rows = await conn.fetch(
             "select subject, channel from approval_views where approval_id = $1", UUID(approval["approval_id"])
         )
