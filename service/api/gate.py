@@ -142,6 +142,9 @@ class Gate(H11Protocol):
         for event in (h11.Response(status_code=refusal.status, headers=headers), h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self._refused = True
+        if self._at_work():  # the app waits for the rest of what was no request: nobody waits for it any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.write_eof()  # to close with something unread would take the answer back
         self._within(self.REST_S)
 
