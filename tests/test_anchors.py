@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from service.cli.audit_offline import verify_files
 from service.commands.anchors import anchor_all
 from service.commands.approvals import decide
 from service.commands.audit import Wanted, verify
@@ -279,27 +280,27 @@ async def test_the_record_says_who_decided_on_what_and_what_was_sent_then(
         assert (found.returncode, found.stderr) == (0, ""), found.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("who", "eve"), ("role", "admin"), ("authenticated_by", "oidc"), ("first_seen_at", "2026-01-01T00:00:00.000000Z"),
-     ("position", 2), ("changes", []), ("reason", "because"), ("edits", {"num_outputs": 4}), ("policy", "auto"),
-     ("sent_payload_sha256", "0" * 64), ("response_sha256", "0" * 64), ("nonce", "00")],
-)  # fmt: skip
-async def test_a_record_that_was_changed_is_named(
-    empty: Runtime, servers: Servers, tmp_path: Path, name: str, value: Any
-) -> None:
+LIES = {
+    "who": "eve", "role": "admin", "authenticated_by": "oidc", "first_seen_at": "2026-01-01T00:00:00.000000Z",
+    "position": 2, "changes": [], "reason": "because", "edits": {"num_outputs": 4}, "policy": "auto",
+    "sent_payload_sha256": "0" * 64, "response_sha256": "0" * 64, "nonce": "00",
+}  # fmt: skip
+
+
+async def test_a_record_that_was_changed_is_named(empty: Runtime, servers: Servers, tmp_path: Path) -> None:
     run_id = await edited(empty)
-    hitl = Auditor(empty, servers)
     file = tmp_path / "export.jsonl"
-    assert (await hitl("export", "--with-content", "--out", file)).returncode == 0
-    lines = [json.loads(text) for text in file.read_text().splitlines()]
-    line = next(line for line in lines if line["type"] == "approval.decided")
-    line["record"][name] = value
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = await hitl("verify", "--json", file)
-    (link,) = json.loads(found.stdout)
-    assert (link["run_id"], link["seq"]) == (str(run_id), line["seq"])
-    assert link["problem"].startswith("has a record that was changed")
+    assert (await Auditor(empty, servers)("export", "--with-content", "--out", file)).returncode == 0
+    text = file.read_text()
+    assert verify_files(file, None, None, (), ()).broken == []
+    for name, value in LIES.items():
+        lines = [json.loads(each) for each in text.splitlines()]
+        line = next(line for line in lines if line["type"] == "approval.decided")
+        line["record"][name] = value
+        file.write_text("".join(json.dumps(each) + "\n" for each in lines))
+        (link,) = verify_files(file, None, None, (), ()).broken
+        assert isinstance(link, Broken) and (link.run_id, link.seq) == (str(run_id), line["seq"])
+        assert link.problem.startswith("has a record that was changed"), name
 
 
 def forged(lines: list[dict[str, Any]], run_id: str) -> list[dict[str, Any]]:
@@ -312,15 +313,14 @@ def forged(lines: list[dict[str, Any]], run_id: str) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (forged, "was rewritten since it was anchored"),
-        (lambda lines, run_id: [line for line in lines if line["run_id"] != run_id], "is missing with its whole run"),
-    ],
-)
+TAMPERED: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "was rewritten since it was anchored": forged,
+    "is missing with its whole run": lambda lines, run_id: [line for line in lines if line["run_id"] != run_id],
+}
+
+
 async def test_an_export_is_held_against_the_anchors_that_go_with_it(
-    empty: Runtime, servers: Servers, tmp_path: Path, change: Callable[..., list[dict[str, Any]]], why: str
+    empty: Runtime, servers: Servers, tmp_path: Path
 ) -> None:
     touched, purged, _ = [await done(empty) for _ in range(3)]
     await anchored(empty)
@@ -330,18 +330,23 @@ async def test_an_export_is_held_against_the_anchors_that_go_with_it(
     file, beside = tmp_path / "export.jsonl", tmp_path / "anchors.jsonl"
     assert (await hitl("export", "--out", file, "--anchors", beside)).returncode == 0
     (key,) = [row["public_key"] for row in json.loads((await hitl("key", "--json")).stdout)]
+    assert key in public_keys(empty.services.keyring)
+    hitl.env["HITL_SECRET_KEY"] = "another secret, of somebody who has none of ours"
     found = await hitl("verify", file, "--anchors", beside, "--key", key)
     assert (found.returncode, found.stderr) == (0, ""), found.stdout
     assert ", 1 anchors, 1 purged: every chain holds" in found.stdout
-    lines = [json.loads(text) for text in file.read_text().splitlines()]
-    file.write_text("".join(json.dumps(line) + "\n" for line in change(lines, str(touched))))
-    assert (await hitl("verify", file)).returncode == 0, "alone it cannot be told"
-    found = await hitl("verify", file, "--anchors", beside, "--json")
-    (link,) = json.loads(found.stdout)
-    assert link["run_id"] == str(touched) and link["problem"].startswith(why)
-    hitl.env["HITL_SECRET_KEY"] = "another secret, of somebody who has none of ours"
     found = await hitl("verify", file, "--anchors", beside)
     assert found.returncode == 1 and "nobody vouches for" in found.stdout
+    text = file.read_text()
+    for why, change in TAMPERED.items():
+        lines = change([json.loads(line) for line in text.splitlines()], str(touched))
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert verify_files(file, None, None, (), ()).broken == [], "alone it cannot be told"
+        (link,) = verify_files(file, beside, None, [key], ()).broken
+        assert isinstance(link, Broken) and link.run_id == str(touched) and link.problem.startswith(why)
+    assert [b.n for b in verify_files(file, beside, UUID(int=0), [key], ["x"]).broken if not isinstance(b, Broken)] == [
+        0
+    ]
 
 
 async def test_anchors_beside_a_part_show_nothing_of_the_rest(empty: Runtime, servers: Servers, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.cli.audit_offline import verify_files
 from service.commands.approvals import decide
 from service.commands.audit import Wanted, verify
 from service.domain.anchor import public_keys
@@ -157,9 +158,9 @@ async def test_each_change_in_an_export_is_named(
     change(lines)
     file = tmp_path / "changed.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (link,) = await auditor.broken(str(file))
-    assert (link["run_id"], link["seq"]) == (auditor.runs[0], seq)
-    assert link["problem"].startswith(problem)
+    (link,) = verify_files(file, None, None, (), ()).broken
+    assert isinstance(link, Broken) and (link.run_id, link.seq) == (auditor.runs[0], seq)
+    assert link.problem.startswith(problem)
 
 
 async def test_a_last_event_that_an_export_lacks_is_named(auditor: Auditor, tmp_path: Path) -> None:

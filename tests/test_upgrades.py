@@ -1,5 +1,8 @@
 """Upgrades: what each release left in the database is taken on to its end by today's code."""
 
+import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -22,7 +25,7 @@ from service.store.database import EVERY
 from service.store.migrate import _TABLE, _apply, migrate, migrations
 from tests import state
 from tests.acting import begin, look, sql, worker
-from tests.conftest import ASK_ALWAYS, DEV, Provider, echo, new_database
+from tests.conftest import ASK_ALWAYS, DEV, Provider, base_env, echo, new_database
 
 FIXTURES = sorted(state.FOLDER.glob("*.json"))
 
@@ -80,7 +83,9 @@ async def unfinished(runtime: Runtime) -> list[UUID]:
 
 
 @pytest.mark.parametrize("fixture", FIXTURES, ids=[path.stem for path in FIXTURES])
-async def test_what_a_release_left_is_taken_on_to_its_end(servers: Servers, provider: Provider, fixture: Path) -> None:
+async def test_what_a_release_left_is_taken_on_to_its_end(
+    servers: Servers, provider: Provider, fixture: Path, tmp_path: Path
+) -> None:
     url = await as_left_by(fixture, servers, provider)
     settings = state.settings(url, f"{servers.redis_url}?db=5")
     async with open_runtime(settings, process="test") as runtime:
@@ -100,6 +105,19 @@ async def test_what_a_release_left_is_taken_on_to_its_end(servers: Servers, prov
         await whole(runtime)
         assert (await verify(runtime.services, Wanted(), ())).broken == []
         assert {seen.headers["authorization"] for seen in provider.seen} == {"Bearer sealed"}
+    await exported(servers, url, tmp_path)
+
+
+async def exported(servers: Servers, url: str, folder: Path) -> None:
+    """Its record, in either form, verifies without the database, whatever these runs went through."""
+    env, hitl = base_env(servers, DATABASE_URL=url), Path(sys.executable).parent / "hitl"
+    for form, more in (("jsonl", ["--with-content"]), ("csv", [])):
+        file = folder / form
+        for arguments in (["export", "--format", form, "--out", file, *more], ["verify", file]):
+            done = await asyncio.to_thread(
+                subprocess.run, [hitl, "audit", *arguments], env=env, capture_output=True, text=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 async def whole(runtime: Runtime) -> None:

@@ -66,6 +66,8 @@ def audit_verify(
     """
     if file is None and beside is not None:
         raise click.UsageError("--anchors goes with FILE")
+    if file is not None and beside is None and anchored:
+        raise click.UsageError("--anchored goes with the database, or with --anchors")
     if file is not None and tenant is not None:
         raise click.UsageError("--tenant is for the database: an export holds no tenants")
     if file is not None:
