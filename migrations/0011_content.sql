@@ -29,11 +29,11 @@ create table erased_content (
 );
 create index erased_content_by_erasure on erased_content (erasure_id);
 
--- What a provider told of its answer so far is content inside an event, and sealed there. Rows of before this
--- migration are not: this blanks them, of runs whose content was erased, and nothing else of any event. It runs as
--- its owner, so that the service's own role needs no right to change events.
 do $do$
 begin
+    -- What a provider told of its answer so far is content inside an event, and sealed there. Rows of before this
+    -- migration are not: this blanks them, of runs whose content was erased, and nothing else of any event. It runs as
+    -- its owner, so that the service's own role needs no right to change events.
     execute format($f$
         create function %1$I.blank_progress(run_ids uuid[]) returns bigint language sql security definer
             set search_path = %1$I, pg_catalog, pg_temp as $$
@@ -46,4 +46,17 @@ begin
                 returning 1)
             select count(*) from blanked
         $$ $f$, current_schema());
+    execute format('revoke execute on function %I.blank_progress(uuid[]) from public', current_schema());
+    -- A key goes with what it opens, whoever deletes that.
+    execute format($f$
+        create function %1$I.forget_keys() returns trigger language plpgsql
+            set search_path = %1$I, pg_catalog, pg_temp as $$
+        begin
+            delete from content_keys where subject = old.id;
+            delete from erased_content where subject = old.id;
+            return null;
+        end $$ $f$, current_schema());
 end $do$;
+
+create trigger forget_keys after delete on runs for each row execute function forget_keys();
+create trigger forget_keys after delete on approvals for each row when (old.run_id is null) execute function forget_keys();

@@ -79,9 +79,7 @@ async def remove(conn: Conn, run_ids: Sequence[UUID]) -> int:
         with gone as (
             delete from runs where id = any (array(
                 select id from runs where id = any($1) and status in ('completed', 'failed', 'cancelled')
-                for update skip locked)) returning id),
-        keys as (delete from content_keys where subject in (select id from gone)),
-        marks as (delete from erased_content where subject in (select id from gone))
+                for update skip locked)) returning 1)
         select count(*) from gone
         """,
         run_ids,
@@ -96,9 +94,7 @@ async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
         with gone as (
             delete from approvals where id = any (array(
                 select id from approvals where tenant = $1 and run_id is null and decided_at < now() - $2::interval
-                order by decided_at limit $3 for update skip locked)) returning id),
-        keys as (delete from content_keys where subject in (select id from gone)),
-        marks as (delete from erased_content where subject in (select id from gone))
+                order by decided_at limit $3 for update skip locked)) returning 1)
         select count(*) from gone
         """,
         kept.tenant,
