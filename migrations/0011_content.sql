@@ -46,3 +46,19 @@ begin atomic
 end;
 
 revoke execute on function blank_progress(uuid[]) from public;
+
+-- A key goes with what it opens, whoever deletes that.
+do $do$
+begin
+    execute format($f$
+        create function %1$I.forget_keys() returns trigger language plpgsql
+            set search_path = %1$I, pg_catalog, pg_temp as $$
+        begin
+            delete from content_keys where subject = old.id;
+            delete from erased_content where subject = old.id;
+            return null;
+        end $$ $f$, current_schema());
+end $do$;
+
+create trigger forget_keys after delete on runs for each row execute function forget_keys();
+create trigger forget_keys after delete on approvals for each row when (old.run_id is null) execute function forget_keys();

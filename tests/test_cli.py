@@ -26,7 +26,8 @@ COMMANDS = [
     "keys revoke", "runs", "runs list", "runs show", "runs tail", "runs cancel", "runs requeue",
     "approvals", "approvals list", "approvals show", "approvals decide", "audit", "audit verify", "audit export",
     "audit key",
-    "payload", "payload explain", "policy", "policy try", "purge", "webhooks", "webhooks list", "webhooks redeliver",
+    "payload", "payload explain", "policy", "policy try", "purge", "erase", "webhooks", "webhooks list",
+    "webhooks redeliver",
     "webhooks secret",
     "tenants", "tenants list", "tenants set",
 ]  # fmt: skip
@@ -139,7 +140,7 @@ def test_every_command_explains_itself(data_dir: Path, command: str) -> None:
     "command",
     ["", "nope", "keys", "tenants set a --live-runs -1", "tenants set a --live-runs many", "tenants set",
      "tenants set a --retention-days 0", "up --port x", "up --workers 0", "keys create --name a", "runs show x",
-     "runs cancel",
+     "runs cancel", "erase", "erase --user u --run x",
      f"approvals decide {NOBODY} maybe", f"approvals decide {NOBODY} edit --edits {{", "runs list --status gone"],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_status_2(data_dir: Path, command: str) -> None:

@@ -99,7 +99,7 @@ async def _erase_runs(services: Services, asked: Erasure, run_ids: Sequence[UUID
     async with services.db.transaction(asked.tenant) as conn:
         over = await store.lock_over(conn, run_ids)
         places = await purge.locations(conn, asked.tenant, over)
-        if not set(places) <= set(removed):  # a run that went on meanwhile: the next pass has it
+        if not over or not set(places) <= set(removed):  # a run that went on meanwhile: the next pass has it
             return 0, 0
         await _erase(conn, asked, over)
         await store.blank_progress(conn, over)
@@ -113,6 +113,8 @@ async def _erase_questions(services: Services, asked: Erasure, approval_ids: Seq
             await close_question(services, approval_id, Principal(asked.actor, asked.tenant, "admin"))
     async with services.db.transaction(asked.tenant) as conn:
         over = await store.lock_decided(conn, approval_ids)
+        if not over:
+            return 0
         await _erase(conn, asked, over)
         await store.count(conn, asked, runs=0, questions=len(over), files=0)
     return len(over)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +15,8 @@ from service.domain.record import Recorded
 from service.store import content
 from service.store.content import Pen, Reader
 from service.store.database import Conn
+
+SAID: Final = ("reason", "edits")  # of a decision, under one seal
 
 
 def _of_row(row: asyncpg.Record, read: Reader, decisions: tuple[Decision, ...], erased_at: datetime | None) -> Approval:
@@ -76,7 +78,7 @@ def _decision(read: Reader, row: asyncpg.Record) -> Decision:
         at=row["at"],
         channel=row["channel"],
         payload_sha256=row["payload_sha256"],
-        **read.values(row, _place_of(row["approval_id"], row["actor"]), "edits", ("reason", "edits")),
+        **read.values(row, _place_of(row["approval_id"], row["actor"]), "edits", SAID),
     )
 
 

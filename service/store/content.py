@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -21,6 +21,7 @@ from service.store.database import Conn
 
 REMEMBERED: Final = 20_000
 
+E = TypeVar("E", bound=Event)
 Row = asyncpg.Record | Mapping[str, Any]
 
 
@@ -199,7 +200,7 @@ class Reader:
         except content.Unreadable as error:
             raise ContentUnreadable from error
 
-    def event(self, event: Event) -> Event:
+    def event(self, event: E) -> E:
         sealed = event.data.get(content.SEALED)
         if event.type != EventType.PROVIDER_PROGRESS or not content.is_sealed(sealed):
             return event
@@ -236,10 +237,10 @@ def event_of(conn: Conn, row: Row) -> Event:
     """The event in a row that has `wrapped` beside its columns, where its type may hold content."""
     values = dict(row)
     event = Event(**{name: values[name] for name in Event.__slots__})
-    return event if event.type != EventType.PROVIDER_PROGRESS else _told(conn, event, values["wrapped"])
+    return event if event.type != EventType.PROVIDER_PROGRESS else opened_event(conn, event, values["wrapped"])
 
 
-def _told(conn: Conn, event: Event, wrapped: bytes | None) -> Event:
+def opened_event(conn: Conn, event: E, wrapped: bytes | None) -> E:
     return reader(conn, event.run_id, wrapped).event(event)
 
 

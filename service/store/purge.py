@@ -74,19 +74,12 @@ async def locations(conn: Conn, tenant: str, run_ids: Sequence[UUID]) -> list[st
 
 
 async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> list[End]:
-    """Delete those of the runs that are still final, and their keys: one that was resumed meanwhile stays. The
+    """Delete those of the runs that are still final: one that was resumed meanwhile stays. The
     service may not delete; the database's own function does (migration 0010). Returns how each one's chain ended."""
     rows = await conn.fetch(
         "select run_id, seq, hash from hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
     )
-    await _forget(conn, [row["run_id"] for row in rows])
     return [End(tenant=kept.tenant, **row) for row in rows]
-
-
-async def _forget(conn: Conn, subjects: Sequence[UUID]) -> int:
-    """Delete the keys of what is gone. Returns how many are gone."""
-    await conn.execute("delete from content_keys where subject = any($1)", subjects)
-    return len(subjects)
 
 
 async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
@@ -94,7 +87,7 @@ async def remove_questions(conn: Conn, kept: Kept, *, limit: int) -> int:
     rows = await conn.fetch(
         "select id from hitl_purge_questions($1, $2, $3) as id", kept.tenant, timedelta(days=kept.days), limit
     )
-    return await _forget(conn, [row["id"] for row in rows])
+    return len(rows)
 
 
 async def remove_old_answers(conn: Conn) -> None:

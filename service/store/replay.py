@@ -21,6 +21,7 @@ async def past_runs(conn: Conn, tenant: str | None, *, since: datetime, after: U
                   from approvals a where a.run_id = r.id) as asked
           from runs r join run_documents d on d.run_id = r.id left join content_keys k on k.subject = r.id
          where r.id > $1 and r.created_at >= $2 and ($3::text is null or r.tenant = $3)
+           and not exists (select from erased_content e where e.subject = r.id)
          order by r.id limit $4
         """,
         after,

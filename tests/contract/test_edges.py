@@ -9,6 +9,7 @@ import httpx2
 import orjson
 import pytest
 import uvicorn
+from service.api.body import MAX_BYTES, MAX_DEPTH, read_bytes
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -16,7 +17,6 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.server import ServerState
 
-from service.api.body import MAX_BYTES, MAX_DEPTH, read_bytes
 from service.api.edges import MAX_HEADER_BYTES, MAX_HEADERS, Edges
 from service.api.gate import Gate, SocketGate
 from service.api.problems import on_refusal
