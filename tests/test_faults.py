@@ -29,7 +29,7 @@ from tests.conftest import (
     settled,
     start,
     web,
-)  # fmt: skip
+)
 
 CANARY = "kanarie"
 # Postgres quotes what it was given: the text of these exceptions is content
@@ -147,6 +147,8 @@ def test_a_refusal_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal, fault = Unavailable(), ValueError(CANARY)
 
     assert faults.scrubbed({}, {"exc_info": (Unavailable, refusal, None)}) is None
+    several = ExceptionGroup("tasks", [refusal, ExceptionGroup("more", [refusal])])
+    assert faults.scrubbed({}, {"exc_info": (ExceptionGroup, several, None)}) is None
     assert faults.scrubbed({"message": CANARY}, {}) is None
     kept = faults.scrubbed({"request": {"url": CANARY}, "level": "error"}, {"exc_info": (ValueError, fault, None)})
     assert kept is not None
