@@ -96,7 +96,7 @@ def observe(line: Mapping[str, Any]) -> None:
     if _here.sdk is None or line["event"] not in FAULTS:
         return
     error = sys.exc_info()[1]
-    if error is None or isinstance(error, _here.expected):
+    if error is None or _is_expected(error):
         return
     if line["event"] == "lib" and not str(line.get("logger_name")).startswith("uvicorn"):
         return
@@ -110,7 +110,7 @@ def observe(line: Mapping[str, Any]) -> None:
 def scrubbed(event: Mapping[str, Any], hint: Mapping[str, Any]) -> dict[str, Any] | None:
     """What may leave of an event; None for what is no fault of ours."""
     error = (hint.get("exc_info") or (None, None, None))[1]
-    if error is None or isinstance(error, _here.expected):
+    if error is None or _is_expected(error):
         return None
     tags = dict(event.get("tags") or {})
     if "arq_task_id" in tags:
@@ -120,6 +120,12 @@ def scrubbed(event: Mapping[str, Any], hint: Mapping[str, Any]) -> dict[str, Any
     kept["transaction"] = tags.get("route") or tags.get("task") or tags.get("part") or tags.get("event")
     kept["exception"] = {"values": [_bare(one) for one in (event.get("exception") or {}).get("values", ())]}
     return kept
+
+
+def _is_expected(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_expected(one) for one in error.exceptions)
+    return isinstance(error, _here.expected)
 
 
 def _bare(error: Mapping[str, Any]) -> dict[str, Any]:

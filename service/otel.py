@@ -1,5 +1,6 @@
 """Floor 1: OpenTelemetry itself, with the extra `otel`: only `service.tracing` knows it, and only where it is on."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ class Otel:
             "service.version": version,
             "process.role": process,
         }
+        logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a line for each batch lost, not for each try
         self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -23,7 +23,7 @@ Line = Mapping[str, Any]
 _NOTHING: Final[AbstractContextManager[None]] = nullcontext()
 _FIELDS: Final = (
     *("run_id", "approval_id", "tenant", "step", "provider", "status", "code", "outcome", "action", "channel"),
-    *("checkpoint", "on_timeout", "cause", "call", "tries", "route"),
+    *("checkpoint", "on_timeout", "cause", "call", "tries"),
 )
 _ATTRIBUTES: Final = frozenset(
     {"run.created", "approval.decided", "approval.expired", "provider.call", "webhook.delivered", "webhook.failed"}
@@ -111,9 +111,9 @@ def traced(
 
 
 def note(attributes: Mapping[str, Any]) -> None:
-    """Say more about the current span."""
-    if _here.exporter is not None:
-        _here.otel.current().set_attributes({name: value for name, value in attributes.items() if value is not None})
+    """Say more about the current span, unless it is over: a call may outlive its job."""
+    if _here.exporter is not None and (current := _here.otel.current()).is_recording():
+        current.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
 
 def link(traceparent: str | None) -> None:
@@ -166,11 +166,12 @@ def observe(line: Line) -> None:
 
 def _answered(line: Line) -> None:
     """Name the request's span after its route, with what its log line says of it."""
-    method = line["method"] if line["method"] in _METHODS else "HTTP"
+    method, route, status = line.get("method"), str(line.get("route")), line.get("status", 0)
     current = _here.otel.current()
-    current.update_name(f"{method} {line['route']}")
-    current.set_attributes({"http.route": line["route"], "http.response.status_code": line["status"], **_said(line)})
-    if line["status"] >= 500:
+    current.update_name(f"{method if method in _METHODS else 'HTTP'} {route}")
+    current.set_attributes({"http.route": route, "http.response.status_code": status})
+    current.set_attributes({name: value for name, value in _said(line).items() if name != "status"})
+    if status >= 500:
         _here.otel.failed(current)
 
 

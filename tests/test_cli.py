@@ -29,13 +29,13 @@ COMMANDS = [
     "payload", "payload explain", "policy", "policy try", "purge", "erase", "webhooks", "webhooks list",
     "webhooks redeliver",
     "webhooks secret",
-    "tenants", "tenants list", "tenants set",
+    "tenants", "tenants list", "tenants set", "completion",
 ]  # fmt: skip
 
 
 def environment(data_dir: Path, **more: str) -> dict[str, str]:
     """Nothing of the developer's settings, embedded servers in `data_dir`."""
-    ours = ("HITL_", "DATABASE_", "REDIS_", "LOG_", "FLY_")
+    ours = ("HITL_", "DATABASE_", "REDIS_", "LOG_", "FLY_", "OTEL_", "SENTRY_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "HITL_DATA_DIR": str(data_dir), "HITL_DRAIN_SECONDS": "2", **more}
 
@@ -140,7 +140,7 @@ def test_every_command_explains_itself(data_dir: Path, command: str) -> None:
     "command",
     ["", "nope", "keys", "tenants set a --live-runs -1", "tenants set a --live-runs many", "tenants set",
      "tenants set a --retention-days 0", "up --port x", "up --workers 0", "keys create --name a", "runs show x",
-     "runs cancel", "erase", "erase --user u --run x",
+     "runs cancel", "erase", "erase --user u --run x", "completion", "completion tcsh",
      f"approvals decide {NOBODY} maybe", f"approvals decide {NOBODY} edit --edits {{", "runs list --status gone"],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_status_2(data_dir: Path, command: str) -> None:

@@ -29,7 +29,8 @@ from tests.conftest import (
     settled,
     start,
     web,
-)  # fmt: skip
+)
+from tests.following import socket
 
 CANARY = "kanarie"
 # Postgres quotes what it was given: the text of these exceptions is content
@@ -103,6 +104,8 @@ async def _break(client: httpx2.AsyncClient) -> str:
     assert answer.status_code == 500
     refused = await client.post("/hitl/run", json={"run_input": {"prompt": CANARY}})
     assert refused.status_code == 422
+    async with socket(str(client.base_url).rstrip("/")) as live:  # Sentry's middleware stands before ours
+        assert (await live.ask("ping"))["type"] == "pong"
     run_id = await start(client, run_body(echo(), prompt=f"break the worker {CANARY}"))
     ended = await settled(client, run_id)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "internal_error")
@@ -147,6 +150,8 @@ def test_a_refusal_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal, fault = Unavailable(), ValueError(CANARY)
 
     assert faults.scrubbed({}, {"exc_info": (Unavailable, refusal, None)}) is None
+    several = ExceptionGroup("tasks", [refusal, ExceptionGroup("more", [refusal])])
+    assert faults.scrubbed({}, {"exc_info": (ExceptionGroup, several, None)}) is None
     assert faults.scrubbed({"message": CANARY}, {}) is None
     kept = faults.scrubbed({"request": {"url": CANARY}, "level": "error"}, {"exc_info": (ValueError, fault, None)})
     assert kept is not None

@@ -23,6 +23,7 @@ from tests.conftest import (
     Provider,
     at,
     base_env,
+    echo,
     eventually,
     http_tool,
     new_database,
@@ -31,7 +32,8 @@ from tests.conftest import (
     settled,
     start,
     web,
-)  # fmt: skip
+)
+from tests.following import socket
 
 CANARY = "kanarie"
 OURS = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -84,6 +86,7 @@ class Traced:
     """What came of one run with an approval, traced from its POST to its webhooks."""
 
     run_id: str
+    over_socket: str  # another run, decided over a WebSocket, whose first call failed
     spans: list[Span]
     raw: bytes
     provider: Provider
@@ -122,6 +125,7 @@ async def traced(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> 
             processes.enter_context(process(*WORKER, env=env, log=folder / "worker.log"))
             async with httpx2.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
                 run_id = await _run(client, provider, hook)
+                over_socket = await _run_over_socket(client, base)
             # in a thread: what they have left at their end is taken by a collector on this loop
             await asyncio.to_thread(processes.close)
     raw = b"".join(seen.body for seen in collector.seen)
@@ -129,7 +133,7 @@ async def traced(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> 
         name: [orjson.loads(line) for line in (folder / f"{name}.log").read_text().splitlines()]
         for name in ("web", "worker")
     }
-    yield Traced(run_id, spans_of(collector), raw, provider, hook, logs)
+    yield Traced(run_id, over_socket, spans_of(collector), raw, provider, hook, logs)
 
 
 async def _run(client: httpx2.AsyncClient, provider: Provider, hook: Provider) -> str:
@@ -149,6 +153,17 @@ async def _run(client: httpx2.AsyncClient, provider: Provider, hook: Provider) -
         return any(seen.json["type"] == "run.completed" for seen in hook.seen)
 
     await eventually(told, "the last webhook")
+    return run_id
+
+
+async def _run_over_socket(client: httpx2.AsyncClient, base: str) -> str:
+    tool = echo(fail=[{"status": 503, "message": CANARY}])
+    run_id = await start(client, run_body(tool, policy="require_human", allowed_steps=["payload_review"]))
+    approval = await at(client, run_id, "payload_review")
+    async with socket(base, additional_headers={"traceparent": DECIDING}) as live:
+        answer = {"approval_id": approval["approval_id"], "action": "approve", "reason": CANARY}
+        await live.ask("hitl_approval_response", answer)
+    await settled(client, run_id, "completed")
     return run_id
 
 
@@ -176,6 +191,24 @@ def test_a_decision_has_its_own_trace_and_the_job_after_it_a_link_to_it(traced: 
     assert (decided.trace, decided.parent) == (DECIDERS, door.id)
     assert first.links == []
     assert second.links == [(DECIDERS, decided.id)]
+
+
+def test_a_decision_over_a_socket_goes_on_with_the_sockets_trace(traced: Traced) -> None:
+    (decided,) = traced.all("decide", run_id=traced.over_socket)
+    jobs = traced.all("advance_run", run_id=traced.over_socket)
+
+    assert (decided.trace, decided.parent) == (DECIDERS, DECIDING.split("-")[2])
+    assert jobs[1].links == [(DECIDERS, decided.id)]
+
+
+def test_a_retry_goes_back_to_the_job_that_failed(traced: Traced) -> None:
+    (posted,) = traced.all("POST /hitl/run", run_id=traced.over_socket)
+    _, failed, retry = traced.all("advance_run", run_id=traced.over_socket)
+
+    assert posted.parent == ""  # nobody sent a traceparent: a trace of our own
+    assert (failed.attributes["outcome"], retry.attributes["outcome"]) == ("retry_later", "completed")
+    assert retry.links == [(posted.trace, failed.id)]
+    assert {retry.trace, failed.trace} == {posted.trace}
 
 
 def test_spans_say_what_they_are_about(traced: Traced) -> None:

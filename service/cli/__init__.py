@@ -9,7 +9,8 @@ import click
 import structlog
 
 from service import __version__, logs
-from service.cli import audit, checks, demo, erase, operate, payload, policy, processes, purge, tenants, webhooks
+from service.cli import audit, checks, completion, demo, erase, operate, payload, policy, processes, purge, tenants
+from service.cli import webhooks as webhooks_cli
 from service.errors import HitlError
 from service.settings import SettingsError
 
@@ -26,8 +27,8 @@ def hitl() -> None:
 for command in (
     processes.up, demo.demo, checks.migrate_command, processes.web, processes.worker, operate.keys_group,
     operate.runs_group, operate.approvals_group, operate.queue, payload.payload_group, policy.policy_group,
-    audit.audit_group, webhooks.webhooks_group, tenants.tenants_group, purge.purge, erase.erase, checks.openapi,
-    checks.doctor,
+    audit.audit_group, webhooks_cli.webhooks_group, tenants.tenants_group, purge.purge, erase.erase, checks.openapi,
+    checks.doctor, completion.completion,
 ):  # fmt: skip
     hitl.add_command(command)
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from service import __version__
 from service.cli.embed import Stack, migration_url, stack
-from service.cli.output import dumps, json_option, show
+from service.cli.output import dumps, json_option, progress, show
 from service.embedded import lease
 from service.errors import Unavailable
 from service.logs import CATALOGUE
@@ -22,7 +22,7 @@ from service.queue import connect
 from service.settings import Settings, load_settings, may_embed, require
 from service.store import wall, workers
 from service.store.database import EVERY, Conn, Database, server_facts
-from service.store.migrate import migrate, pending
+from service.store.migrate import migrate, migrations, pending
 from service.store.pooler import shares_sessions
 
 SKEW_WARN_S: Final = 1.0
@@ -37,11 +37,11 @@ def migrate_command() -> None:
     settings = load_settings()
     if settings.direct_database_url or settings.database_url:
         url = migration_url(settings)
-        applied = asyncio.run(migrate(url))
+        applied = _migrated(url)
         asyncio.run(_say_if_wide(url))
     elif may_embed():
         with lease(Path(settings.hitl_data_dir)) as servers:
-            applied = asyncio.run(migrate(servers.database_url))
+            applied = _migrated(servers.database_url)
     else:
         require(settings)
         raise AssertionError("a setting is missing")
@@ -61,6 +61,11 @@ async def _say_if_wide(url: str) -> None:
         await db.close()
     if result == "warn":
         click.echo(f"note: the service {detail} - {advice}", err=True)
+
+
+def _migrated(url: str) -> list[str]:
+    with progress("migrating", len(migrations())) as told:
+        return asyncio.run(migrate(url, told=told))
 
 
 @click.command()

@@ -12,7 +12,7 @@ import orjson
 
 from service.api.views import run_view
 from service.cli.embed import operate
-from service.cli.output import cell, dumps, json_option, show
+from service.cli.output import cell, dumps, json_option, progress, show
 from service.commands.approvals import Decided, decide
 from service.commands.context import Services
 from service.commands.keys import NewKey, create_key, revoke_key
@@ -261,7 +261,12 @@ def _each_run(
         return {"id": run_id, "status": after.status, "error": None}
 
     async def work(runtime: Runtime) -> list[dict[str, Any]]:
-        return [await one(runtime, run_id) for run_id in run_ids]
+        rows = []
+        with progress(done, len(run_ids)) as told:
+            for run_id in run_ids:
+                rows.append(await one(runtime, run_id))
+                told(1)
+        return rows
 
     rows = operate(work)
     show(rows, ("id", "status", "error"), as_json=as_json)

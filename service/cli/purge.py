@@ -1,12 +1,11 @@
 """`hitl purge`: forget what is over for longer than it is kept."""
 
-import sys
 from typing import Any
 
 import click
 
 from service.cli.embed import operate
-from service.cli.output import json_option, show
+from service.cli.output import json_option, progress, show
 from service.commands.purge import count, kept
 from service.commands.purge import purge as purge_one
 from service.runtime import Runtime
@@ -33,8 +32,8 @@ def purge(tenant: str | None, days: int | None, dry_run: bool, as_json: bool) ->
         for one in await kept(runtime.services, tenant=tenant, days=days):
             found = await count(runtime.services, one)
             if not dry_run:
-                with click.progressbar(length=found["runs"], label=one.tenant, file=sys.stderr) as bar:
-                    found = await purge_one(runtime.services, one, told=bar.update)
+                with progress(one.tenant, found["runs"]) as told:
+                    found = await purge_one(runtime.services, one, told=told)
             rows.append({"id": one.tenant, "tenant": one.tenant, "days": one.days, **found})
         return rows
 

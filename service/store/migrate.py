@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,8 +51,9 @@ def tables() -> list[str]:
     return ["schema_migrations", *(name for migration in migrations() for name in _CREATES.findall(migration.sql))]
 
 
-async def migrate(url: str) -> list[str]:
-    """Apply what is missing; returns the names of the applied files. Raises `MigrationError`.
+async def migrate(url: str, *, told: Callable[[int], None] = lambda done: None) -> list[str]:
+    """Apply what is missing; returns the names of the applied files. `told` hears of each file that is there, by the
+    number 1. Raises `MigrationError`.
 
     The lock is polled: a blocked `pg_advisory_lock` holds a snapshot and deadlocks with
     CREATE INDEX CONCURRENTLY.
@@ -63,7 +65,11 @@ async def migrate(url: str) -> list[str]:
         await conn.execute(_TABLE)
         rows = await conn.fetch("select version, checksum from schema_migrations")
         have = {row["version"]: row["checksum"] for row in rows}
-        applied = [name for migration in migrations() if (name := await _apply(conn, migration, have))]
+        applied = []
+        for migration in migrations():
+            if name := await _apply(conn, migration, have):
+                applied.append(name)
+            told(1)
         await _settle_restored(conn)
         await wall.put_up(conn, tables())
         return applied
