@@ -10,7 +10,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test chaos fuzz fmt lock clean
+.PHONY: help setup run demo test chaos fuzz screenshots fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ chaos: setup ## everything that can die is killed under 2,000 runs, then counted
 
 fuzz: setup ## search for examples that break a property of the domain (ARGS go to pytest)
 	HYPOTHESIS_PROFILE=search $(BIN)/pytest -n 2 tests/domain tests/test_audit.py $(ARGS)
+
+screenshots: setup ## the pictures of docs/images anew, by a Chromium of this machine
+	$(BIN)/python -m docs.screenshots
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
