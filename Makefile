@@ -10,7 +10,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test chaos fuzz bench fmt lock clean
+.PHONY: help setup run demo test chaos fuzz bench screenshots fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ fuzz: setup ## search for examples that break a property of the domain (ARGS go 
 
 bench: setup ## what it costs and how fast it is, beside this machine's floors (ARGS name parts; under 10 minutes)
 	$(BIN)/python -m bench $(ARGS)
+
+screenshots: setup ## the pictures of docs/images anew, by a Chromium of this machine
+	$(BIN)/python -m docs.screenshots
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -140,3 +140,14 @@ def test_a_process_without_urls_says_which_is_missing() -> None:
 def test_nothing_is_embedded_on_fly() -> None:
     assert may_embed({}) is True
     assert may_embed({"FLY_APP_NAME": "x"}) is False
+
+
+def test_a_client_of_the_console_needs_its_issuer_and_a_secret_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HITL_OIDC_CLIENT_SECRET", "a secret of the client")
+    with pytest.raises(SettingsError, match="^HITL_OIDC_CLIENT_ID: got nothing; allowed: ") as caught:
+        load_settings()
+    assert "a secret" not in str(caught.value)
+
+    monkeypatch.setenv("HITL_OIDC_CLIENT_ID", "console")
+    with pytest.raises(SettingsError, match="^HITL_OIDC_ISSUER: got nothing; allowed: "):
+        load_settings()

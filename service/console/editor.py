@@ -203,7 +203,7 @@ def _read(one: Input, form: Form, faults: list[Fault]) -> Any:
         case "list":
             items = [_read(each, form, faults) for each in one.children if each.drop not in form]
             found = [item for item in items if item is not MISSING]
-            return MISSING if not found and one.current is MISSING else found
+            return one.current if not found and not isinstance(one.current, list) else found
         case _:
             if one.name not in form:
                 return one.current
@@ -222,7 +222,7 @@ def _read(one: Input, form: Form, faults: list[Fault]) -> Any:
 def _read_object(one: Input, form: Form, faults: list[Fault]) -> Any:
     members = {_name(child.path): _read(child, form, faults) for child in one.children}
     found = {name: value for name, value in members.items() if value is not MISSING}
-    return MISSING if not found and one.current is MISSING else found
+    return one.current if not found and not isinstance(one.current, Mapping) else found
 
 
 def _value(one: Input, text: str) -> Any:

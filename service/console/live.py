@@ -19,7 +19,7 @@ from service.console import cookies
 from service.console.page import Visit
 from service.errors import HitlError, Unavailable
 from service.live.hub import Hub
-from service.live.reader import Reader
+from service.live.reader import Ended, Reader
 
 IDLE_S: Final = 2.0
 GATHER_S: Final = 0.15
@@ -41,18 +41,20 @@ async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[Serve
             changed.clear()
             try:
                 now = await look()
-                if not await _still_in(visit):
-                    break
+                theirs = await _still_in(visit)
             except Unavailable:  # Postgres comes back, and the mark is still known
                 await _wait(reader, changed)
                 continue
-            except HitlError:  # it is not theirs any more
-                break
-            if now != mark:
+            except HitlError:
+                theirs = False
+            if not theirs:
+                reader.end(Ended.REVOKED)
+            elif now != mark:
                 mark = now
                 yield ServerSentEvent(now, event="changed", sep="\n")
             await _wait(reader, changed)
-    yield ServerSentEvent("gone", event="gone", sep="\n")
+    if reader.ended is Ended.REVOKED:  # a process that stops says nothing: the stream comes again
+        yield ServerSentEvent("gone", event="gone", sep="\n")
 
 
 async def _wait(reader: Reader, changed: asyncio.Event) -> None:

@@ -5,6 +5,8 @@ import unicodedata
 
 def visible(text: str) -> str:
     """With every character that is not seen, or that turns the text around, spelled out."""
+    if text.isprintable():  # nearly all text is, and pages have much of it
+        return text
     return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in text)
 
 

@@ -35,31 +35,46 @@ async def entries(
 ) -> list[Entry]:
     """The rules are those of `domain.approval.may_decide`: named, where anybody is named, and not banned.
 
-    Two ways to the rows, merged in the order of deadlines: what anybody may decide is walked along its index, what
-    names the person is found by the names.
+    Two ways to the rows, each with the same filters and its own limit: what anybody may decide is walked along its
+    index in the order of deadlines and stops early, whatever Postgres guesses of the reviewers; what names the person
+    is found by the names.
     """
     at, last = after or (None, None)
     rows = await conn.fetch(
         """
         select id, version, checkpoint_type as checkpoint, expires_at from (
-            select * from approvals where tenant = $1 and status = 'pending'
-               and reviewers->'users' = '[]' and reviewers->'groups' = '[]'
+            (select id, version, checkpoint_type, expires_at from approvals
+             where tenant = $1 and status = 'pending' and reviewers->'users' = '[]' and reviewers->'groups' = '[]'
+               and (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
+                    or (submitter <> $2 and user_id is distinct from $2))
+               and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))
+               and ($6::text is null or checkpoint_type = $6)
+               and ($7::text is null or session_id = $7)
+               and ($8::text is null or user_id = $8)
+               and ($9::text is null or exists (select from runs r where r.id = run_id and r.provider = $9))
+               and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
+               and ($11::text is null or reviewers->'groups' ? $11)
+               and ($12::interval is null or created_at <= now() - $12)
+               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', message, user_id, session_id,
+                    submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
+             order by expires_at, id limit $14)
             union all
-            select * from approvals where tenant = $1 and status = 'pending'
-               and (reviewers->'users' ? $2 or reviewers->'groups' ?| $3)
-        ) a
-        where (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
-               or (submitter <> $2 and user_id is distinct from $2))
-          and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))
-          and ($6::text is null or checkpoint_type = $6)
-          and ($7::text is null or session_id = $7)
-          and ($8::text is null or user_id = $8)
-          and ($9::text is null or exists (select from runs r where r.id = a.run_id and r.provider = $9))
-          and ($10::text is null or exists (select from unnest(reasons) as told (code) where starts_with(code, $10)))
-          and ($11::text is null or reviewers->'groups' ? $11)
-          and ($12::interval is null or created_at <= now() - $12)
-          and ($13::text is null or position(lower($13) in lower(concat_ws(' ', message, user_id, session_id, submitter,
-               checkpoint_type, claimed_by, id, run_id))) > 0)
+            (select id, version, checkpoint_type, expires_at from approvals
+             where tenant = $1 and status = 'pending' and (reviewers->'users' ? $2 or reviewers->'groups' ?| $3)
+               and (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
+                    or (submitter <> $2 and user_id is distinct from $2))
+               and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))
+               and ($6::text is null or checkpoint_type = $6)
+               and ($7::text is null or session_id = $7)
+               and ($8::text is null or user_id = $8)
+               and ($9::text is null or exists (select from runs r where r.id = run_id and r.provider = $9))
+               and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
+               and ($11::text is null or reviewers->'groups' ? $11)
+               and ($12::interval is null or created_at <= now() - $12)
+               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', message, user_id, session_id,
+                    submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
+             order by expires_at, id limit $14)
+        ) found
         order by expires_at, id limit $14
         """,
         who.tenant, who.subject, list(who.groups), at, last, wanted.checkpoint, wanted.session, wanted.user,

@@ -75,6 +75,7 @@
   }
   let loading = null;
   page.refresh = async () => {
+    if (!document.querySelector("[data-part]")) return; // an answer to a form: it stands as it was given
     if (loading) { loading.again = true; return loading.done; }
     const turn = (loading = { again: false });
     turn.done = (async () => {
@@ -104,7 +105,10 @@
     stream.addEventListener("changed", (event) => {
       if (event.data !== document.querySelector("[data-live]").dataset.seen) page.refresh();
     });
-    stream.addEventListener("gone", () => { stream.close(); location.reload(); });
+    stream.addEventListener("gone", () => {
+      stream.close();
+      location.assign(`/signin?next=${encodeURIComponent(location.pathname + location.search)}`);
+    });
     stream.addEventListener("open", () => root.classList.add("live"));
     stream.addEventListener("error", () => root.classList.remove("live"));
     addEventListener("pagehide", () => stream.close());
