@@ -33,6 +33,7 @@ from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings, load_settings
 from service.store.migrate import migrate
+from service.store.database import EVERY
 
 EVENTS = 5_000_000
 DAYS, COMMAND_DAYS, KEPT_DAYS = 100, 95, 90
@@ -107,7 +108,7 @@ async def reviewed(runtime: Runtime, hand: HITLOrchestrator, config: HitlConfig,
     run_id = (await start_run(runtime.services, order, DEV)).run_id
     probe.starts.append((time.perf_counter() - began) * 1000)
     while await hand.advance(run_id) == "awaiting_human":
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             open_one = await conn.fetchval("select id from approvals where run_id = $1 and status = 'pending'", run_id)
         began = time.perf_counter()
         await decide(runtime.services, open_one, APPROVE, DEV)
@@ -136,7 +137,7 @@ async def probing(runtime: Runtime, hand: HITLOrchestrator) -> AsyncIterator[Pro
 async def fill(runtime: Runtime, hand: HITLOrchestrator, events: int) -> None:
     model = await reviewed(runtime, hand, ASK, Probe())
     began = time.perf_counter()
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         each = await conn.fetchval("select count(*) from events where run_id = $1", model)
         await conn.execute("set session_replication_role = replica")  # no look for the parent of what is copied with it
         await conn.execute("set synchronous_commit = off")
@@ -151,7 +152,7 @@ async def fill(runtime: Runtime, hand: HITLOrchestrator, events: int) -> None:
 
 
 async def sizes(runtime: Runtime, when: str) -> None:
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         rows = await conn.fetch(SIZES)
         whole = await conn.fetchval("select pg_database_size(current_database())")
     parts = ", ".join(f"{row['relname']} {row['bytes'] / 2**20:.0f}" for row in rows)
@@ -173,7 +174,7 @@ async def purged(servers: Servers, *command: str | Path) -> str:
 
 async def left(runtime: Runtime) -> tuple[int, int]:
     """`(runs, events)`."""
-    async with runtime.services.db.connection() as conn:
+    async with runtime.services.db.connection(EVERY) as conn:
         row = await conn.fetchrow("select (select count(*) from runs), (select count(*) from events)", timeout=600)
     assert row is not None
     return row[0], row[1]
@@ -211,7 +212,7 @@ async def measure(servers: Servers, events: int) -> None:
         await set_limits(runtime.services.db, Tenant("default", retention_days=KEPT_DAYS), {"retention_days"})
         await watch(runtime, hand, servers, f"the workers' own, kept {KEPT_DAYS} days", *by_policy())
         await sizes(runtime, "purged")
-        async with runtime.services.db.connection() as conn:
+        async with runtime.services.db.connection(EVERY) as conn:
             await conn.execute("vacuum (analyze)", timeout=1800)
         await fill(runtime, hand, events // (DAYS // (DAYS - KEPT_DAYS)))
         await sizes(runtime, "filled again with as much")

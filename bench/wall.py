@@ -70,7 +70,7 @@ def main(other: Path) -> None:
             url = servers.database_url.replace("/postgres?", f"/bench_{name}?")
             command = [sys.executable, str(HERE / "bench" / "wall.py"), "--side", url, f"{servers.redis_url}?db={n}"]
             env = {**os.environ, "PYTHONPATH": str(where), "LOG_LEVEL": "ERROR"}
-            sides[name] = subprocess.Popen(  # noqa: S603  this very file
+            sides[name] = subprocess.Popen(  # noqa: S603  # noqa: S603  this very file
                 command, cwd=where, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip

@@ -16,7 +16,7 @@ from redis import Redis
 from service.embedded import Servers
 from service.store.migrate import migrate, migrations
 from tests.conftest import base_env, new_database
-from tests.pooling import pooling
+from tests.pooler import pooled
 
 HITL = Path(sys.executable).parent / "hitl"
 
@@ -171,19 +171,19 @@ async def test_commits_that_a_crash_may_lose_are_found(servers: Servers, tmp_pat
 
 
 async def test_a_pooler_in_transaction_mode_with_the_cache_on_is_found(patient: Patient) -> None:
-    async with pooling(patient.url) as pooled:
-        found = await Patient(patient.servers, pooled, patient.folder).seen()
+    async with pooled(patient.url) as url:
+        found = await Patient(patient.servers, url, patient.folder).seen()
 
     assert (found.status, found.failed) == (1, {"pooler"})
     assert "HITL_PG_POOLER=transaction" in found.checks["pooler"]["advice"]
 
 
 async def test_a_pooler_that_the_settings_know_of_is_well_with_a_direct_url(patient: Patient) -> None:
-    async with pooling(patient.url) as pooled:
-        behind = Patient(patient.servers, pooled, patient.folder)
+    async with pooled(patient.url) as url:
+        behind = Patient(patient.servers, url, patient.folder)
         alone = await behind.seen(HITL_PG_POOLER="transaction")
         both = await behind.seen(HITL_PG_POOLER="transaction", DIRECT_DATABASE_URL=patient.url)
-        twice = await behind.seen(HITL_PG_POOLER="transaction", DIRECT_DATABASE_URL=pooled)
+        twice = await behind.seen(HITL_PG_POOLER="transaction", DIRECT_DATABASE_URL=url)
 
     assert (alone.status, alone.result("pooler")) == (0, "warn")
     assert (both.result("pooler"), both.result("direct_database"), both.status) == ("ok", "ok", 0)

@@ -1,10 +1,14 @@
 """Behind a transaction pooler nothing that is set for a session holds: each transaction says anew who it is."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
+import asyncpg
+import pytest
 import pytest_asyncio
 
 from service.commands import timers
@@ -25,6 +29,7 @@ from tests.acting import look, sql, worker
 from tests.conftest import ASK_ALWAYS, echo, new_database
 from tests.pooler import pooled
 
+SERVICE = Path(__file__).resolve().parents[1] / "service"
 ANN, BOB = Principal("ann", "ann's", "admin"), Principal("bob", "bob's", "admin")
 
 
@@ -99,3 +104,23 @@ async def test_sweep_keys_and_purge_work_too(behind_pooler: Runtime) -> None:
     assert (await purge(replace(services), Kept("ann's", 5)))["runs"] == 1
     async with services.db.session(behind_pooler.settings.direct_database_url) as conn:
         assert await conn.fetchval("select current_user = hitl_role()")
+
+
+async def test_the_pooler_of_these_tests_breaks_who_does_not_know_of_it(behind_pooler: Runtime) -> None:
+    unaware = behind_pooler.settings.model_copy(update={"hitl_pg_pooler": None})
+    async with open_runtime(unaware, process="test") as runtime:
+        with pytest.raises(asyncpg.PostgresError, match="prepared statement"):
+            await through(runtime, ANN)
+
+
+def test_what_lives_in_a_session_is_in_two_places_that_go_past_the_pooler() -> None:
+    """Migrations go to DIRECT_DATABASE_URL; a worker's sign of life too, and without one it does without."""
+    session = re.compile(r"pg_(?:try_)?advisory_lock\b|\blisten [a-z]|\bnotify [a-z]|create temp|declare \w+ cursor")
+    found = {
+        path.relative_to(SERVICE).as_posix()
+        for path in (SERVICE / "store").rglob("*.py")
+        if session.search(path.read_text())
+    }
+    assert found == {"store/workers.py", "store/migrate.py"}
+    door = (SERVICE / "worker.py").read_text()
+    assert "if settings.hitl_pg_pooler is None or settings.direct_database_url:" in door
