@@ -32,8 +32,8 @@ from service.embedded import Servers, lease
 from service.orchestrator import HITLOrchestrator
 from service.runtime import Runtime, open_runtime
 from service.settings import Settings, load_settings
-from service.store.migrate import migrate
 from service.store.database import EVERY
+from service.store.migrate import migrate
 
 EVENTS = 5_000_000
 DAYS, COMMAND_DAYS, KEPT_DAYS = 100, 95, 90
