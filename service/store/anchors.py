@@ -151,7 +151,7 @@ async def bury(conn: Conn, stones: Sequence[Tombstone]) -> None:
     await conn.executemany(
         """
         insert into purged_runs (run_id, tenant, seq, hash, at, key_id, public_key, signature)
-        values ($1, $2, $3, $4, $5, $6, $7, $8)
+        values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing
         """,
         [
             (s.end.run_id, s.end.tenant, s.end.seq, s.end.hash, s.at, s.seal.key_id, s.seal.public_key,
