@@ -144,10 +144,10 @@ def test_nothing_is_embedded_on_fly() -> None:
 
 def test_a_client_of_the_console_needs_its_issuer_and_a_secret_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HITL_OIDC_CLIENT_SECRET", "a secret of the client")
-    with pytest.raises(SettingsError, match="^HITL_OIDC_CLIENT_ID: got nothing; allowed: ") as caught:
+    with pytest.raises(SettingsError, match=r"^HITL_OIDC_CLIENT_ID: got nothing; allowed: ") as caught:
         load_settings()
     assert "a secret" not in str(caught.value)
 
     monkeypatch.setenv("HITL_OIDC_CLIENT_ID", "console")
-    with pytest.raises(SettingsError, match="^HITL_OIDC_ISSUER: got nothing; allowed: "):
+    with pytest.raises(SettingsError, match=r"^HITL_OIDC_ISSUER: got nothing; allowed: "):
         load_settings()

@@ -18,6 +18,7 @@ from service.domain.run import Run, RunStatus, woken
 from service.filestore import FileStore
 from service.notifier import Notifier
 from service.oidc import Issuer
+from service.presence import Presence
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.sign_on import SignOn
@@ -35,6 +36,7 @@ class Services:
     db: Database
     queue: RunQueue
     notifier: Notifier
+    presence: Presence
     registry: Registry
     keyring: Keyring
     public_url: str
