@@ -14,6 +14,7 @@ from service.domain.keyring import Keyring
 from service.filestore import open_store
 from service.notifier import Notifier
 from service.oidc import Issuer
+from service.presence import Presence
 from service.providers.echo import EchoProvider
 from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
@@ -67,6 +68,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         db=db,
         queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
         notifier=Notifier(own),
+        presence=Presence(own),
         registry=Registry([HttpProvider(client), EchoProvider(), replicate, chat]),
         keyring=keyring,
         public_url=settings.public_url,

@@ -21,6 +21,7 @@ from service.filestore import FileStore
 from service.logs import get_logger
 from service.notifier import Notifier
 from service.oidc import Issuer
+from service.presence import Presence
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.sign_on import SignOn
@@ -40,6 +41,7 @@ class Services:
     db: Database
     queue: RunQueue
     notifier: Notifier
+    presence: Presence
     registry: Registry
     keyring: Keyring
     public_url: str

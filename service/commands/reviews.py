@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
+
+import orjson
 
 from service.commands.context import Services
 from service.domain import approval as rules
@@ -23,8 +26,8 @@ EARLIER: Final = 20
 class Review:
     """`closed` says why this person cannot answer; None: they can. `claimed` is whose claim is in the way.
 
-    `earlier` are the run's other approvals, newest first; `files` the copies of its outputs. `mark` changes when the
-    page would.
+    `earlier` are the run's other approvals, newest first; `files` the copies of its outputs; `others` who looks at it
+    too. `mark` changes when the page would.
     """
 
     approval: Approval
@@ -36,6 +39,7 @@ class Review:
     earlier: Sequence[Approval] = ()
     delegations: Sequence[Delegation] = ()
     files: Sequence[StoredFile] = ()
+    others: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +52,35 @@ class Proposal:
 
 async def review(services: Services, approval_id: UUID, who: Principal) -> Review:
     """Everything about the approval. Raises `NotFound`."""
+    others = await services.presence.others(approval_id, who.subject)
     async with services.db.connection(who.tenant) as conn:
         approval = await approvals.get(conn, who.tenant, approval_id)
         if approval is None:
             raise NotFound("there is no such approval")
         handed_on = await delegations.of_approval(conn, approval_id)
         if approval.run_id is None:
-            return _review(services, approval, None, who, delegations=handed_on)
+            return _review(services, approval, None, who, delegations=handed_on, others=others)
         run = await runs.get(conn, who.tenant, approval.run_id)
         docs = await runs.documents(conn, approval.run_id)
-        others = await approvals.recent(conn, who.tenant, status=None, run_id=approval.run_id, limit=EARLIER)
+        whole = await approvals.recent(conn, who.tenant, status=None, run_id=approval.run_id, limit=EARLIER)
         copies = await files.of_run(conn, who.tenant, approval.run_id)
-    earlier = [other for other in others if other.id != approval_id and other.created_at <= approval.created_at]
+    earlier = [other for other in whole if other.id != approval_id and other.created_at <= approval.created_at]
     return _review(
-        services, approval, run, who, run_input=docs.run_input, earlier=earlier, delegations=handed_on, files=copies
-    )
+        services, approval, run, who, run_input=docs.run_input, earlier=earlier, delegations=handed_on, files=copies,
+        others=others,
+    )  # fmt: skip
 
 
-async def mark(services: Services, approval_id: UUID, who: Principal) -> str:
-    """`Review.mark` alone, for those who only wait for it to change. Raises `NotFound`."""
+async def watch(services: Services, approval_id: UUID, who: Principal) -> str:
+    """`Review.mark` alone, for those who wait for it to change; they are seen by others. Raises `NotFound`."""
     async with services.db.connection(who.tenant) as conn:
         approval = await approvals.get(conn, who.tenant, approval_id)
         if approval is None:
             raise NotFound("there is no such approval")
         run = await runs.get(conn, who.tenant, approval.run_id) if approval.run_id else None
-    return _mark(approval, run)
+    if approval.is_open:
+        await services.presence.look(approval_id, who.subject)
+    return _mark(approval, run, await services.presence.others(approval_id, who.subject))
 
 
 def propose(services: Services, approval: Approval, order: Order, who: Principal) -> Proposal:
@@ -91,11 +99,12 @@ def propose(services: Services, approval: Approval, order: Order, who: Principal
 
 def _review(services: Services, approval: Approval, run: Run | None, who: Principal, **more: Any) -> Review:
     closed, claimed = _closed(services, approval, who)
-    return Review(approval, run, closed, claimed, _mark(approval, run), **more)
+    return Review(approval, run, closed, claimed, _mark(approval, run, more["others"]), **more)
 
 
-def _mark(approval: Approval, run: Run | None) -> str:
-    return f"{approval.version}-{run.version if run else 0}"
+def _mark(approval: Approval, run: Run | None, others: Sequence[str]) -> str:
+    told = f"{approval.version} {run.version if run else 0} {orjson.dumps(list(others)).decode()}"
+    return sha256(told.encode()).hexdigest()[:16]
 
 
 def _closed(services: Services, approval: Approval, who: Principal) -> tuple[str | None, str | None]:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.border.body import parse
 from service.border.files import send_file
-from service.commands.reviews import Proposal, Review, mark, propose, review
+from service.commands.reviews import Proposal, Review, propose, review, watch
 from service.console import editor, live, words
 from service.console.deciding import decide_at, reason_of
 from service.console.media import media_of
@@ -33,7 +33,7 @@ async def follow(visit: Visit) -> Response:
     approval_id = visit.id("approval_id")
 
     async def look() -> str:
-        return await mark(visit.services, approval_id, visit.principal)
+        return await watch(visit.services, approval_id, visit.principal)
 
     return live.changes(visit, look)
 

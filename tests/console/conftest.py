@@ -12,12 +12,13 @@ from uuid import uuid4
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from tests.contract.conftest import Secured, secured
 
 __all__ = ["secured"]
 
+PATIENCE_MS = 20_000
 TOKEN = re.compile(r'name="csrf" value="([^"]+)"')
 
 
@@ -58,6 +59,7 @@ async def chromium() -> AsyncIterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail("no Chromium on this machine, and CI tests the console in one: install `chromium`")
         pytest.skip("no Chromium on this machine: `apt install chromium` for the tests of the console")
+    expect.set_options(timeout=PATIENCE_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -81,7 +83,7 @@ class Office:
     async def window(self, **options: Any) -> BrowserContext:
         context = await self.browser.new_context(base_url=self.secured.url, **options)
         self.open.push_async_callback(context.close)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
         return context
 
     def watched(self, page: Page) -> Page:

@@ -250,19 +250,44 @@ async def test_an_open_page_follows_the_decision_of_another_and_keeps_what_is_ty
     await expect(ann.get_by_text("Approved by ann")).to_be_visible()
 
 
+async def test_who_else_is_looking_is_seen_and_goes(office: Office) -> None:
+    program = await office.program()
+    approval_id = await ask(program)
+    ann, bob = await office.person("ann"), await office.person("bob")
+    await ann.goto(f"/approvals/{approval_id}")
+    await bob.goto(f"/approvals/{approval_id}")
+
+    await expect(ann.get_by_text("bob looks at it too")).to_be_visible()
+    await expect(bob.get_by_text("ann looks at it too")).to_be_visible()
+    await bob.goto("/")
+    await expect(ann.get_by_text("bob looks at it too")).to_have_count(0)
+
+
 async def test_a_countdown_that_ends_on_screen_ends_the_choice(office: Office) -> None:
     program = await office.program()
-    approval_id = await ask(program, "Now or never", timeout_seconds=3)
+    approval_id = await ask(program, "Now or never", timeout_seconds=3600)
     page = await office.person()
-    await page.route("**/live/**", lambda route: route.abort())
+    await page.clock.install()
     await page.goto(f"/approvals/{approval_id}")
-    await expect(page.get_by_text("then it is rejected")).to_be_visible()
+    await expect(page.get_by_text("59 min")).to_be_visible()
+    await expect(page.get_by_role("button", name="Approve")).to_be_enabled()
+
+    await page.clock.fast_forward("01:00:01")
 
     await expect(page.get_by_text("time is out")).to_be_visible()
     await expect(page.get_by_role("button", name="Approve")).to_be_disabled()
-    await page.unroute("**/live/**")
-    await page.goto("/")
+
+
+async def test_what_has_expired_leaves_the_inbox_and_its_page_says_so(office: Office) -> None:
+    program = await office.program()
+    page = await office.person()
+    approval_id = await ask(program, "Now or never", timeout_seconds=1)
+    assert (await decided(program, approval_id))["status"] == "expired"
+
     await expect(page.get_by_text("Nothing waits for you")).to_be_visible()
+    await page.goto(f"/approvals/{approval_id}")
+    await expect(page.get_by_text("Expired").first).to_be_visible()
+    await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
 
 
 async def test_fifty_at_once_with_a_result_for_each(office: Office) -> None:
