@@ -57,7 +57,7 @@ fmt: setup ## format and fix what can be fixed
 
 lock: setup ## the requirements files anew (ARGS=--upgrade for newer versions)
 	@$(PIP) install uv
-	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) --extra s3 --extra sentry --extra otel pyproject.toml -o requirements.txt
 	$(COMPILE) --all-extras --group pyproject.toml:dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 	echo hatchling | $(COMPILE) -c requirements-dev.txt - -o requirements-build.txt
 
