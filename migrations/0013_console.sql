@@ -6,6 +6,8 @@ create table console_sessions (
     role       text not null check (role in ('submitter','reviewer','admin','service')),
     groups     text[] not null default '{}',
     key_id     uuid references api_keys (id) on delete cascade,
+    authenticated_by text not null,
+    credential text,
     created_at timestamptz not null default now(),
     expires_at timestamptz not null
 );

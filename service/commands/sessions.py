@@ -6,7 +6,7 @@ from typing import Final
 
 from service.commands import principals
 from service.commands.context import Services
-from service.domain.principal import Principal
+from service.domain.principal import Principal, Proof
 from service.errors import NotFound, Unauthenticated
 from service.store import sessions
 from service.store.database import EVERY
@@ -69,7 +69,7 @@ async def sign_out(services: Services, token: str) -> None:
 
 def developer() -> Principal:
     """Who everybody is while authentication is off."""
-    return Principal("dev", "default", "admin")
+    return Principal("dev", "default", "admin", shown=Proof("off"))
 
 
 async def _open(services: Services, session: Session) -> tuple[str, Session]:
