@@ -58,6 +58,7 @@ def frozen(image: Image) -> Iterator[Image]:  # noqa: F811
         path.chmod(mode)
 
 
+@pytest.mark.timeout(600)  # of the image's installation
 def test_what_is_installed_is_the_lock_and_nothing_else(image: Image) -> None:  # noqa: F811
     (site,) = (image.root / "venv" / "lib").glob("python3*/site-packages")
     found = {canonicalize_name(each.name): each.version for each in distributions(path=[str(site)])}
@@ -67,6 +68,7 @@ def test_what_is_installed_is_the_lock_and_nothing_else(image: Image) -> None:  
     assert ours and found.items() <= locked.items()  # some of the lock is for other machines
 
 
+@pytest.mark.timeout(600)  # of the image's installation
 def test_the_commands_and_the_web_process_run_read_only_and_unprivileged(frozen: Image) -> None:
     port = free_port()
     _, final = stages()

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from service.embedded import Servers
 from tests.conftest import WEB, Provider, Stack, free_port, process, until_ready
@@ -12,6 +13,7 @@ from tests.image import Image, image  # noqa: F401  the fixture
 from tests.rolling import deployed, roll
 
 
+@pytest.mark.timeout(600)  # of the image's installation
 async def test_a_rolling_deploy_of_the_image_fails_no_request_and_repeats_no_step(
     servers: Servers,
     provider: Provider,
