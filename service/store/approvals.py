@@ -78,6 +78,7 @@ def _decision(read: Reader, row: asyncpg.Record) -> Decision:
         at=row["at"],
         channel=row["channel"],
         payload_sha256=row["payload_sha256"],
+        nonce=row["nonce"],
         **read.values(row, _place_of(row["approval_id"], row["actor"]), "edits", SAID),
     )
 
