@@ -42,8 +42,8 @@ test: setup ## format, lint, types, import contracts, then the tests (ARGS go to
 chaos: setup ## everything that can die is killed under 2,000 runs, then counted (about 5 minutes)
 	$(BIN)/python -m tests.chaos.suite --runs 2000 $(ARGS)
 
-fuzz: setup ## search for examples that break a property of the domain (ARGS go to pytest)
-	HYPOTHESIS_PROFILE=search $(BIN)/pytest -n 2 tests/domain tests/test_audit.py $(ARGS)
+fuzz: setup ## search for examples that break a property, a run's record or the API (ARGS go to pytest)
+	HYPOTHESIS_PROFILE=search $(BIN)/pytest -n 2 tests/domain tests/fuzz tests/test_audit.py $(ARGS)
 
 bench: setup ## what it costs and how fast it is, beside this machine's floors (ARGS name parts; under 10 minutes)
 	$(BIN)/python -m bench $(ARGS)
