@@ -31,7 +31,7 @@ from service.store import anchors, events
 from service.store.database import EVERY
 from service.store.purge import Kept
 from tests.acting import begin, sql, worker
-from tests.conftest import ASK_ALWAYS, DEV, base_env, echo
+from tests.conftest import ASK_ALWAYS, DEV, base_env, behind, echo
 
 HITL = Path(sys.executable).parent / "hitl"
 
@@ -55,7 +55,7 @@ async def problems(runtime: Runtime, *trusted: str, **more: Any) -> list[tuple[s
 
 async def rewrite(runtime: Runtime, run_id: UUID, actor: str = "user:eve") -> None:
     """Another past for a run: every hash recomputed, its head moved along."""
-    async with runtime.services.db.transaction(EVERY) as conn:
+    async with behind(runtime.services.db) as conn:
         last = ""
         for event in await events.after(conn, "default", run_id, 0, limit=1000):
             line = {**wire(event), "actor": actor, "prev_hash": last}

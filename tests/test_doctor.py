@@ -140,6 +140,7 @@ async def test_a_clock_five_minutes_off_is_found(servers: Servers, tmp_path: Pat
     await late.treated(
         """
         create schema five_minutes;
+        grant usage on schema five_minutes to public;
         create function five_minutes.clock_timestamp() returns timestamptz language sql as
             $$ select pg_catalog.clock_timestamp() + interval '5 minutes' $$;
         alter database late set search_path = five_minutes, public, pg_catalog;

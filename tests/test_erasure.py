@@ -209,7 +209,7 @@ def kept_in(folder: Path) -> list[bytes]:
 
 
 async def verified(runtime: Runtime) -> None:
-    async with runtime.services.db.connection(EVERY) as conn:
+    async with runtime.services.db.reading(EVERY) as conn:
         async for head, told in audit.chains(conn, tenant=None, run_id=None):
             assert rules.check(head, [wire(event) for event in told]) is None
 

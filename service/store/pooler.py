@@ -24,8 +24,9 @@ async def shares_sessions(url: str) -> bool:
     with answering():
         async with asyncio.timeout(TIMEOUT_S), AsyncExitStack() as stack:
             clients = [await _connected(stack, url) for _ in range(CLIENTS)]
-            for _ in range(ROUNDS):
-                for client, pids in zip(clients, seen, strict=True):
+            for n in range(ROUNDS):
+                # forth and back: one who hands sessions out in turn would give each client the same again
+                for client, pids in list(zip(clients, seen, strict=True))[:: -1 if n % 2 else 1]:
                     async with client.transaction():
                         pids.add(await client.fetchval("select pg_backend_pid()"))
     return len(set.union(*seen)) < CLIENTS or any(len(pids) > 1 for pids in seen)

@@ -430,7 +430,7 @@ class Histories(RuleBasedStateMachine):
         await expire(self.services, approval_id)
 
     async def read(self, run_id: UUID) -> Seen:
-        async with self.services.db.connection() as conn:
+        async with self.services.db.reading(self.tenant) as conn:
             chains = [found async for found in audit.chains(conn, tenant=self.tenant, run_id=run_id)]
             run = await runs.find(conn, run_id)
             asked = await conn.fetch("select id from approvals where run_id = $1", run_id)
