@@ -79,8 +79,9 @@ def _operation(op: Operation, refs: Any, defs: dict[str, Any]) -> dict[str, Any]
         "responses": _responses(op, refs),
     }
     if op.body is not None:
-        content = {"application/json": {"schema": refs[(op.body, "validation")]}}
-        described["requestBody"] = {"required": op.body_required, "content": content}
+        schema = refs[(op.body, "validation")]
+        whole = schema if op.body_required else {"anyOf": [schema, {"type": "null"}]}  # null says as much as no body
+        described["requestBody"] = {"required": op.body_required, "content": {"application/json": {"schema": whole}}}
     elif op.any_body or op.signed_body:
         described["requestBody"] = {"required": False, "content": {"application/json": {"schema": {}}}}
     if op.permission is None:
@@ -101,7 +102,7 @@ def _parameters(op: Operation, defs: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     query = defs.get(op.query.__name__, {})
     found += [
-        {"name": name, "in": "query", "required": name in query.get("required", ()), "schema": schema}
+        {"name": name, "in": "query", "required": name in query.get("required", ()), "schema": _in_text(schema)}
         for name, schema in query.get("properties", {}).items()
     ]
     if op.status in (201, 202) and op.body is not None and op.body_required:
@@ -110,6 +111,14 @@ def _parameters(op: Operation, defs: dict[str, Any]) -> list[dict[str, Any]]:
     if "text/event-stream" in op.media_types:
         found.append({"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"}})
     return found
+
+
+def _in_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query has no null: what may be left out is left out."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**{name: value for name, value in schema.items() if name not in ("anyOf", "default")}, **kinds[0]}
 
 
 def _path_schema(name: str) -> dict[str, Any]:
