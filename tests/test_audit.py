@@ -251,8 +251,14 @@ async def test_a_decision_beside_the_chain_that_says_otherwise_is_named(empty: R
     edits = {"prompt": "a blue fox"}
     await decide(empty.services, approval_id, Order("edit", edits, reason="the fox is blue"), DEV)
     assert await found_by_verify(empty) == []
-    for change in ("edits = null, reason = 'because'", "edits = '{\"prompt\": \"x\"}'", "actor = 'eve'", "action = 'approve'",
-                   "channel = 'link'", "nonce = null"):  # fmt: skip
+    for change in (
+        "edits = null, reason = 'because'",
+        'edits = \'{"prompt": "x"}\'',
+        "actor = 'eve'",
+        "action = 'approve'",
+        "channel = 'link'",
+        "nonce = null",
+    ):
         await sql(empty, "drop table if exists kept_decisions")
         await sql(empty, "create table kept_decisions as select * from decisions")
         await sql(empty, f"update decisions set {change}")
