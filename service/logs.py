@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import structlog
@@ -146,4 +147,6 @@ def _guard(_: Any, __: str, event: EventDict) -> EventDict:
     """The last wall: a key that names content is dropped, whatever the caller meant."""
     for key in [key for key in event if _NOT_LOGGED.search(key)]:
         del event[key]
+    if "@" in str(event.get("actor", "")):  # a subject may be a mail address, and those are not logged
+        event["actor"] = f"mail:{sha256(event['actor'].encode()).hexdigest()[:12]}"
     return event

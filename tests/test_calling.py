@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
@@ -851,7 +852,9 @@ async def test_the_workers_job_ends_what_is_to_be_ended(empty: Runtime) -> None:
     await cancel_run(services, run_id, DEV, reason=None)
     idle = asyncio.create_task(asyncio.sleep(0))
     process = Process(replace(empty, services=services), hand, "w1", AsyncExitStack(), idle)
-    await cancel_calls({"process": process, "job_id": f"cancel:{run_id}"}, str(run_id))
+    now = datetime.now(UTC)
+    context = {"process": process, "job_id": f"cancel:{run_id}", "enqueue_time": now, "score": now.timestamp() * 1000}
+    await cancel_calls(context, str(run_id))
     assert provider.cancelled == ["p1"]
     await idle
 
@@ -869,6 +872,10 @@ async def stale(runtime: Runtime, services: Services, run_id: UUID) -> Held:
     return Held(run, docs, call, services.registry.by_tool(run.tool), run.fencing_token)
 
 
+def caller(services: Services, hand: HITLOrchestrator) -> Caller:
+    return Caller(services, lease_s=30, drop=hand.drop, through=hand._through)
+
+
 async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(empty: Runtime) -> None:
     provider = Scripted(creates=[Unreachable("500")], looks=[DONE])
     services = serving(empty, provider)
@@ -879,7 +886,10 @@ async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(
     held = await stale(empty, services, run_id)
     await take_notice(services, run_id, 1, "p1")
     assert held.call is not None
-    assert await Caller(services, lease_s=30, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert (
+        await Caller(services, lease_s=30, drop=hand.drop, through=hand._through).call(held, [], Call(again=held.call))
+        is None
+    )
     assert (held.call.status, held.call.provider_ref, len(provider.requests)) == ("accepted", "p1", 1)
 
 
@@ -895,7 +905,12 @@ async def test_an_answer_that_comes_before_the_next_intent_is_the_runs_output(
     signature = empty.services.keyring.sign("callback", f"{run_id}:1")
     await take_callback(empty.services, run_id, 1, signature, {"late": True})
     assert held.call is not None
-    assert await Caller(empty.services, lease_s=30, drop=hand.drop).call(held, [], Call(again=held.call)) is None
+    assert (
+        await Caller(empty.services, lease_s=30, drop=hand.drop, through=hand._through).call(
+            held, [], Call(again=held.call)
+        )
+        is None
+    )
     assert await hand._step(held) == "completed"
     assert len(provider.seen) == 1
     assert (await docs_of(empty, run_id)).result == {"response": {"late": True}}
@@ -910,5 +925,5 @@ async def test_a_call_that_is_adopted_before_the_run_is_put_down_is_looked_at(em
     await take_notice(services, run_id, 1, "p1")
     put_down = hand._suspend(held, action) if isinstance(action, Suspend) else hand._ask(held, [], action)
     assert await put_down is None
-    assert await hand._step(held) is None
+    assert await hand._step(held) == "completed", "the look brought its answer, and nothing stops the run any more"
     assert (held.call is not None and held.call.status, provider.looked) == ("answered", ["p1"])

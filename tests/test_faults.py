@@ -36,11 +36,17 @@ CANARY = "kanarie"
 # Postgres quotes what it was given: the text of these exceptions is content
 BROKEN = """
 create function quoting() returns trigger language plpgsql as
-    $$ begin raise exception 'cannot keep %', to_jsonb(new); end $$;
-create trigger web before insert on run_documents for each row when (new.run_input::text like '%break the web%')
+    $$ declare of runs;
+    begin
+        if TG_TABLE_NAME = 'runs' then raise exception 'cannot keep %', to_jsonb(new); end if;
+        select * into of from runs where id = new.run_id;
+        if of.user_id like 'break-the-worker%' then raise exception 'cannot keep %', to_jsonb(of); end if;
+        return new;
+    end $$;
+create trigger web before insert on runs for each row when (new.user_id like 'break-the-web%')
     execute function quoting();
 create trigger worker before update on run_documents for each row
-    when (new.payload::text like '%break the worker%' and old.payload is null) execute function quoting();
+    when (new.payload is not null and old.payload is null) execute function quoting();
 """
 
 
@@ -99,14 +105,18 @@ async def reported(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -
     yield Reported(events_of(sentry), run_id, "asked-1")
 
 
+def broken(process: str) -> dict[str, Any]:
+    return {**run_body(echo(), prompt=f"a {CANARY}"), "user_id": f"break-the-{process}-{CANARY}"}
+
+
 async def _break(client: httpx2.AsyncClient) -> str:
-    answer = await client.post(f"/hitl/run?q={CANARY}", json=run_body(echo(), prompt=f"break the web {CANARY}"))
+    answer = await client.post(f"/hitl/run?q={CANARY}", json=broken("web"))
     assert answer.status_code == 500
     refused = await client.post("/hitl/run", json={"run_input": {"prompt": CANARY}})
     assert refused.status_code == 422
     async with socket(str(client.base_url).rstrip("/")) as live:  # Sentry's middleware stands before ours
         assert (await live.ask("ping"))["type"] == "pong"
-    run_id = await start(client, run_body(echo(), prompt=f"break the worker {CANARY}"))
+    run_id = await start(client, broken("worker"))
     ended = await settled(client, run_id)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "internal_error")
     return run_id

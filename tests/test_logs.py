@@ -21,6 +21,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
+from service import logs
 from service.catalogue import COMMON, CONTEXT, EVENTS
 from service.embedded import Servers
 from service.logs import CATALOGUE, _Sample
@@ -338,3 +339,12 @@ def test_the_log_of_a_demo_is_json_line_by_line_and_answers_too(tmp_path: Path) 
     found = {question: answers(line, tmp_path) for question, line in questions().items()}
     assert len(found) == 5 and found["What is stuck?"] == found["What failed?"] == found["What did it cost?"] == []
     assert [row["action"] for row in found["Who decided?"]] == ["approve", "edit", "approve"]
+
+
+def test_an_actor_that_is_a_mail_address_is_told_apart_and_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(process="cli", fmt="json")
+    for actor in ("ana@example.com", "ben@example.com", "ana@example.com", "ana"):
+        logs.get_logger("test").info("run.created", actor=actor)
+    told = [json.loads(line)["actor"] for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == told[2] != told[1] and told[3] == "ana"
+    assert not any("@" in actor or "example" in actor for actor in told)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -64,7 +65,7 @@ class Watched:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def watched(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
-    async with own_runtime(servers, "watched", redis_db=4) as runtime:
+    async with own_runtime(servers, f"watched_{uuid4().hex[:6]}", redis_db=4) as runtime:
         urls = {"DATABASE_URL": str(runtime.settings.database_url), "REDIS_URL": str(runtime.settings.redis_url)}
         env = base_env(servers, **urls, HITL_METRICS_PORT="0")
         with ExitStack() as stack:

@@ -23,6 +23,12 @@ from service.runtime import Runtime
 SERVICE: Final = Path(__file__).resolve().parents[1] / "service"
 RULES: Final = {"demand", "may_decide"}
 DOORS: Final = ("api", "cli", "console", "deliveries")
+ASKS_NOTHING: Final = {
+    "commands/principals.py check_still_good": "whether they are still who they were",
+    "commands/seen.py note_seen": "writes down whom something was shown, by what they may",
+}
+SHOWS: Final = {"console/page.py"}
+"""What a page offers follows what its reader may; the use case asks again."""
 ASKED_AT_THE_DOOR: Final = {"api/operation.py"}
 """Where a caller becomes a principal: the route table's own permission is demanded there, by the same function."""
 
@@ -54,7 +60,7 @@ def test_every_use_case_that_acts_for_somebody_asks_whether_they_may_before_all_
             found[f"{path} {node.name}"] = calls(first) & RULES
 
     assert len(found) >= 10
-    assert [name for name, asked in found.items() if not asked] == []
+    assert [name for name, asked in found.items() if not asked and name not in ASKS_NOTHING] == []
 
 
 def test_no_door_has_a_rule_of_its_own() -> None:
@@ -71,7 +77,7 @@ def test_no_door_has_a_rule_of_its_own() -> None:
                 for side in (n.left, *n.comparators)
                 if isinstance(side, ast.Attribute)
             }
-            assert not used & {"may", "_MAY", "may_decide"}, name
+            assert not used & {"may", "_MAY", "may_decide"} or name in SHOWS, name
             assert "role" not in compared, name
             assert name in ASKED_AT_THE_DOOR or "demand" not in used, name
 

@@ -63,6 +63,8 @@ NO_SECRET = {
     "idempotency_key": "of ours, made for a provider",
     "Held.token": "a number",
     "Key.key": "a public key",
+    "Seal.public_key": "a public key",
+    "Seal.signature": "of an anchor, to be shown",
     "Reply.headers": "of an answer",
 }
 

@@ -110,7 +110,7 @@ async def test_what_a_release_left_is_taken_on_to_its_end(
 
 async def exported(servers: Servers, url: str, folder: Path) -> None:
     """Its record, in either form, verifies without the database, whatever these runs went through."""
-    env, hitl = base_env(servers, DATABASE_URL=url), Path(sys.executable).parent / "hitl"
+    env, hitl = base_env(servers, DATABASE_URL=url, HITL_SECRET_KEY=state.SECRET), Path(sys.executable).parent / "hitl"
     for form, more in (("jsonl", ["--with-content"]), ("csv", [])):
         file = folder / form
         for arguments in (["export", "--format", form, "--out", file, *more], ["verify", file]):

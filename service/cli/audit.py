@@ -153,7 +153,8 @@ def audit_export(
 def _write_chain(one: Audited, write: Any, *, with_content: bool) -> None:
     found = records(one.events)
     for approval_id, seqs in decisions_in(one.events).items():
-        for seq, decision in zip(seqs, one.decisions.get(approval_id, ()), strict=False):  # verify names what lacks
+        kept = (one.decisions or {}).get(approval_id, ())
+        for seq, decision in zip(seqs, kept, strict=False):  # verify names what lacks
             record = found[seq]
             record |= {"reason": decision.reason, "nonce": decision.nonce}
             record |= {"edits": decision.edits} if with_content else {}

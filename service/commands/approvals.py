@@ -176,7 +176,7 @@ async def ask(services: Services, question: Question, principal: Principal) -> t
             await idempotency.answer(conn, principal.tenant, question.idempotency.key, answer)
     log.info(
         "approval.requested", approval_id=str(opened.id), tenant=opened.tenant, actor=principal.subject,
-        checkpoint=opened.checkpoint_type, reasons=list(opened.reasons),
+        reasons=list(opened.reasons),
     )  # fmt: skip
     after = After.nothing()
     after.changed.append(opened.id)

@@ -12,11 +12,13 @@ from service.domain.approval import Decision
 from service.domain.audit import Broken, Head, check, check_anchored, check_decisions
 from service.domain.event import EventType, wire
 from service.domain.record import data_of
+from service.errors import ContentUnreadable
 from service.store import anchors, approvals, audit, keys
 from service.store.database import EVERY, Conn
 
 BATCH_RUNS: Final = 50
 BATCH_EVENTS: Final = 2000
+UNREADABLE: Final = "stands beside a decision that cannot be opened: it was changed, or the master secret was"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """One run's chain as it is exported, with what is kept beside it: its decisions by approval, the prefixes of the
-    keys that decided, and what was anchored of it."""
+    """One run's chain as it is exported, with what is kept beside it: its decisions by approval (None: they cannot be
+    opened), the prefixes of the keys that decided, and what was anchored of it."""
 
     head: Head
     events: list[dict[str, Any]]
-    decisions: dict[str, Sequence[Decision]]
+    decisions: dict[str, Sequence[Decision]] | None
     prefixes: dict[str, str]
     ends: Sequence[End]
 
@@ -82,7 +84,10 @@ async def verify(
             found.counts["runs"] += 1
             found.counts["events"] += len(one.events)
             broken = check(one.head, one.events) or check_anchored(one.head, one.events, one.ends)
-            broken = broken or check_decisions(one.head, one.events, one.decisions)
+            if one.decisions is None:
+                broken = broken or Broken(one.head.run_id, one.head.seq, UNREADABLE)
+            else:
+                broken = broken or check_decisions(one.head, one.events, one.decisions)
             if broken is not None:
                 found.broken.append(broken)
         async for end, purged in anchors.gone(conn, tenant=wanted.tenant, run_id=wanted.run_id):
@@ -122,19 +127,31 @@ async def _whole(conn: Conn, batch: Sequence[tuple[Head, list[dict[str, Any]]]])
     if not batch:
         return []
     run_ids = [UUID(head.run_id) for head, _ in batch]
-    decided = await approvals.of_runs(conn, run_ids)
+    decided = await _decided(conn, run_ids)
     ends = await anchors.ends_of_runs(conn, run_ids)
     prefixes = await keys.prefixes(conn, sorted({key for _, events in batch for key in _keys(events)}))
     return [
         Audited(
             head,
             events,
-            {str(approval.id): approval.decisions for approval in decided.get(UUID(head.run_id), ())},
+            decided[UUID(head.run_id)],
             prefixes,
             ends.get(UUID(head.run_id), ()),
         )
         for head, events in batch
     ]
+
+
+async def _decided(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, dict[str, Sequence[Decision]] | None]:
+    """The decisions of each run by approval. What cannot be opened is of one run, and keeps no other from its proof."""
+    try:
+        found = await approvals.of_runs(conn, run_ids)
+    except ContentUnreadable:
+        if len(run_ids) == 1:
+            return {run_ids[0]: None}
+        parts = [await _decided(conn, [run_id]) for run_id in run_ids]
+        return {run_id: decided for part in parts for run_id, decided in part.items()}
+    return {run_id: {str(a.id): a.decisions for a in found.get(run_id, ())} for run_id in run_ids}
 
 
 def _found(event: audit.Found) -> dict[str, Any]:

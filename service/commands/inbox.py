@@ -10,7 +10,7 @@ from uuid import UUID
 
 from service.commands.context import Services
 from service.domain.approval import Approval
-from service.domain.principal import Permission, Principal, may
+from service.domain.principal import Permission, Principal, demand, may
 from service.errors import Invalid
 from service.store import approvals, inbox
 from service.store.inbox import Entry, View, Wanted
@@ -36,6 +36,7 @@ async def look(
     services: Services, who: Principal, wanted: Wanted, *, after: tuple[datetime, UUID] | None = None, limit: int
 ) -> Inbox:
     """A page of the inbox, and how much there is."""
+    demand(who, Permission.READ)
     first, page = await _entries(services, who, wanted, after, limit)
     async with services.db.connection(who.tenant) as conn:
         found = {a.id: a for a in await approvals.some(conn, [entry.id for entry in page[:limit]])}
@@ -50,17 +51,20 @@ async def mark(
     services: Services, who: Principal, wanted: Wanted, *, after: tuple[datetime, UUID] | None = None, limit: int
 ) -> str:
     """What `look` would say, in brief: for those who only wait for it to change."""
+    demand(who, Permission.READ)
     first, page = await _entries(services, who, wanted, after, limit)
     return _mark(first, page[:limit])
 
 
 async def views(services: Services, who: Principal) -> list[View]:
+    demand(who, Permission.READ)
     async with services.db.connection(who.tenant) as conn:
         return await inbox.views(conn, who)
 
 
 async def keep_view(services: Services, who: Principal, view: View) -> None:
     """Raises `Invalid` for a name that is none, and for one too many."""
+    demand(who, Permission.READ)
     if not view.name.strip() or len(view.name) > MAX_NAME or not view.name.isprintable():
         message = f"must have 1 to {MAX_NAME} characters"
         raise Invalid("the view needs a name", errors=[{"pointer": "/name", "message": message}])
@@ -70,6 +74,7 @@ async def keep_view(services: Services, who: Principal, view: View) -> None:
 
 
 async def drop_view(services: Services, who: Principal, name: str) -> None:
+    demand(who, Permission.READ)
     async with services.db.transaction(who.tenant) as conn:
         await inbox.drop_view(conn, who, name)
 

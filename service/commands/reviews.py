@@ -14,7 +14,7 @@ from service.domain.approval import Approval, Order
 from service.domain.delegation import Delegation
 from service.domain.file import StoredFile
 from service.domain.patch import diff
-from service.domain.principal import Principal
+from service.domain.principal import Permission, Principal, demand
 from service.domain.run import Run
 from service.errors import ApprovalClaimed, Conflict, Forbidden, NotFound, RunPaused
 from service.store import approvals, delegations, files, runs
@@ -52,6 +52,7 @@ class Proposal:
 
 async def review(services: Services, approval_id: UUID, who: Principal) -> Review:
     """Everything about the approval. Raises `NotFound`."""
+    demand(who, Permission.READ)
     others = await services.presence.others(approval_id, who.subject)
     async with services.db.connection(who.tenant) as conn:
         approval = await approvals.get(conn, who.tenant, approval_id)
@@ -73,6 +74,7 @@ async def review(services: Services, approval_id: UUID, who: Principal) -> Revie
 
 async def watch(services: Services, approval_id: UUID, who: Principal) -> str:
     """`Review.mark` alone, for those who wait for it to change; they are seen by others. Raises `NotFound`."""
+    demand(who, Permission.READ)
     async with services.db.connection(who.tenant) as conn:
         approval = await approvals.get(conn, who.tenant, approval_id)
         if approval is None:

@@ -1,7 +1,7 @@
 """An approval: the question put to reviewers, and the rules by which one answer wins."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -59,7 +59,7 @@ class Decision:
     at: datetime
     channel: str
     payload_sha256: str | None = None
-    nonce: str | None = None  # what the event's hashes of reason and edits are salted with
+    nonce: str | None = field(default=None, repr=False)  # what the event's hashes of reason and edits are salted with
 
 
 @dataclass(frozen=True, slots=True)

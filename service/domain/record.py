@@ -5,7 +5,7 @@ What is no content stands in the event, so that it is chained; content (reason, 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ class Recorded:
     position: int | None
     quorum: int
     changes: Sequence[Mapping[str, str]]
-    nonce: str
+    nonce: str = field(repr=False)
     reason_sha256: str | None
     edits_sha256: str | None
 

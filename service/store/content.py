@@ -6,7 +6,7 @@ a process has seen are remembered, for writing only. What was erased therefore c
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -77,7 +77,7 @@ class Pen:
     """Seals what is written of one run, or of one question that belongs to none."""
 
     subject: UUID
-    key: bytes
+    key: bytes = field(repr=False)
 
     def seal(self, place: str, **values: Any) -> str | None:
         """Values of a row under one seal; None where there is nothing."""
@@ -170,7 +170,7 @@ class Reader:
     """Opens what was stored of one subject; without its key there is nothing to be had."""
 
     subject: UUID
-    key: bytes | None
+    key: bytes | None = field(repr=False)
 
     def values(self, row: Row, place: str, held_in: str, names: Sequence[str]) -> dict[str, Any]:
         """The values that are sealed together in the column `held_in`, or that stand open in columns of their own,

@@ -10,7 +10,7 @@ from service.store.database import Conn
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the inbox is narrowed to; None narrows nothing. `text` is looked for in message, names and ids."""
+    """What the inbox is narrowed to; None narrows nothing. `text` is looked for in names and ids."""
 
     checkpoint: str | None = None
     session: str | None = None
@@ -55,7 +55,7 @@ async def entries(
                and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
                and ($11::text is null or reviewers->'groups' ? $11)
                and ($12::interval is null or created_at <= now() - $12)
-               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', message, user_id, session_id,
+               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', user_id, session_id,
                     submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
              order by expires_at, id limit $14)
             union all
@@ -71,7 +71,7 @@ async def entries(
                and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
                and ($11::text is null or reviewers->'groups' ? $11)
                and ($12::interval is null or created_at <= now() - $12)
-               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', message, user_id, session_id,
+               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', user_id, session_id,
                     submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
              order by expires_at, id limit $14)
         ) found

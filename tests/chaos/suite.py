@@ -49,7 +49,7 @@ WITH_PID = 'DATABASE_URL="$DATABASE_URL&chaos.pid=$$" exec "$@"'
 AUDIT = """
 create table chaos_audit (
     zombie boolean, run_id uuid, writer text, holder text, token bigint, at timestamptz default clock_timestamp());
-create function chaos_look() returns trigger language plpgsql as $$
+create function chaos_look() returns trigger language plpgsql security definer as $$
 declare writer text := current_setting('chaos.pid', true);
 begin
     if new.fencing_token < old.fencing_token or (coalesce(writer, '') <> '' and old.lease_until is not null

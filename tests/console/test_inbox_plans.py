@@ -12,7 +12,7 @@ import pytest_asyncio
 from service.domain.principal import Principal
 from service.embedded import Servers
 from service.store import inbox, sessions
-from service.store.database import Conn, Database
+from service.store.database import EVERY, Conn, Database
 from service.store.inbox import Wanted
 from service.store.migrate import migrate
 from tests.conftest import new_database
@@ -62,7 +62,7 @@ async def test_the_inbox_walks_along_its_indexes(crowded: Database, name: str) -
     def ask(conn: Conn) -> Awaitable[Any]:
         return inbox.entries(conn, ANN, ASKED[name], limit=1001)
 
-    async with crowded.connection() as conn:  # the driver looks types up with queries of its own, once
+    async with crowded.connection(EVERY) as conn:  # the driver looks types up with queries of its own, once
         await ask(conn)
     for plan in await plans(crowded, ask):
         assert "Seq Scan on approvals" not in plan, plan
@@ -80,7 +80,7 @@ LOOKS: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
 @pytest.mark.parametrize("name", LOOKS)
 async def test_what_each_page_asks_reads_no_table_whole(crowded: Database, name: str) -> None:
     ask, index = LOOKS[name]
-    async with crowded.connection() as conn:
+    async with crowded.connection(EVERY) as conn:
         await ask(conn)
     known, _ = await plans(crowded, ask)
 
@@ -89,7 +89,7 @@ async def test_what_each_page_asks_reads_no_table_whole(crowded: Database, name:
 
 
 async def test_a_person_is_shown_what_names_them_and_what_names_nobody_else(crowded: Database) -> None:
-    async with crowded.connection() as conn:
+    async with crowded.connection(EVERY) as conn:
         ann = await inbox.entries(conn, ANN, Wanted(), limit=200_000)
         bob = await inbox.entries(conn, Principal("bob", "big", "admin"), Wanted(), limit=200_000)
         sue = await inbox.entries(conn, Principal("u4", "big", "reviewer"), Wanted(user="u4"), limit=5)

@@ -9,7 +9,6 @@ import httpx2
 import orjson
 import pytest
 import uvicorn
-from service.api.body import MAX_BYTES, MAX_DEPTH, read_bytes
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -21,6 +20,7 @@ from service.api.edges import MAX_HEADER_BYTES, MAX_HEADERS, Edges
 from service.api.gate import Gate, SocketGate
 from service.api.problems import on_refusal
 from service.api.routes import TABLE, routes
+from service.border.body import MAX_BYTES, MAX_DEPTH, read_bytes
 from service.domain.ids import uuid7
 from service.errors import HitlError
 from tests.conftest import DEADLINE_S, Stack, echo, run_body, web
@@ -321,7 +321,7 @@ async def _large(request: Request) -> Response:
 
 @asynccontextmanager
 async def hasty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, ServerState]]:
-    monkeypatch.setattr("service.api.body.BODY_S", 0.2)
+    monkeypatch.setattr("service.border.body.BODY_S", 0.2)
     app = Starlette(
         routes=[
             Route("/reads", _reads, methods=["POST"]),

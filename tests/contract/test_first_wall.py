@@ -10,8 +10,10 @@ import pytest_asyncio
 from service.embedded import Servers
 from service.store.database import EVERY
 from tests.conftest import base_env, behind, own_runtime, web
+from tests.contract import everybody
 from tests.contract import test_matrix as matrix
-from tests.contract.test_matrix import EVERYBODY, MATRIX, World
+from tests.contract.everybody import EVERYBODY, World
+from tests.contract.test_matrix import MATRIX
 
 FOREIGN = [key for key, row in sorted(MATRIX.items()) if row.cells.split()[EVERYBODY.split().index("othr")] == "404"]
 
@@ -32,7 +34,7 @@ async def open_house(servers: Servers, tmp_path_factory: pytest.TempPathFactory)
         )  # fmt: skip
         url = opened.enter_context(web(env, folder))
         clients = {}
-        for name, key in (await matrix.keys(runtime)).items():
+        for name, key in (await everybody.keys(runtime)).items():
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=70, trust_env=False)
             clients[name] = await opened.enter_async_context(client)
