@@ -69,7 +69,7 @@ begin
     execute format('grant usage on schema %I to %I', current_schema(), ours);
     for door in select oid::regprocedure from pg_proc
                 where prosecdef and pronamespace = current_schema()::regnamespace
-                  and proname in ('hitl_purge_runs', 'hitl_purge_questions', 'blank_progress')
+                  and proname in ('hitl_purge_runs', 'hitl_purge_questions', 'blank_progress', 'hitl_named')
                   and not has_function_privilege(ours, oid, 'execute') loop
         execute format('grant execute on function %s to %I', door, ours);
     end loop;

@@ -29,7 +29,7 @@ ASKS_NOTHING: Final = {
 }
 SHOWS: Final = {"console/page.py"}
 """What a page offers follows what its reader may; the use case asks again."""
-ASKED_AT_THE_DOOR: Final = {"api/operation.py"}
+ASKED_AT_THE_DOOR: Final = {"api/operation.py", "console/page.py"}
 """Where a caller becomes a principal: the route table's own permission is demanded there, by the same function."""
 
 

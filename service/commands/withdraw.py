@@ -38,6 +38,7 @@ async def _get(services: Services, approval_id: UUID, principal: Principal) -> A
 
 async def close_question(services: Services, approval_id: UUID, principal: Principal) -> Approval:
     """End a question that belongs to no run, unless somebody was first."""
+    demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         current = await approvals.lock(conn, approval_id)

@@ -60,7 +60,7 @@ async def entries(
              order by expires_at, id limit $14)
             union all
             (select id, version, checkpoint_type, expires_at from approvals
-             where tenant = $1 and status = 'pending' and (reviewers->'users' ? $2 or reviewers->'groups' ?| $3)
+             where tenant = $1 and status = 'pending' and id = any (array(select hitl_named($1, $2, $3)))
                and (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
                     or (submitter <> $2 and user_id is distinct from $2))
                and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))

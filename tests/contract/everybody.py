@@ -1,8 +1,8 @@
 """Everybody who may come to a door, in a world of their own: what the matrices are tried with."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -145,11 +145,20 @@ async def keys(runtime: Runtime, issuer: StandIn) -> dict[str, str | None]:
     }
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("matrix")
+@asynccontextmanager
+async def a_world(
+    servers: Servers,
+    folder: Path,
+    name: str,
+    *,
+    redis_db: int,
+    before: Callable[[Runtime], Awaitable[None]] | None = None,
+) -> AsyncIterator[World]:
+    """A world with a database of its own; `before` is done to it before the web process starts."""
     async with AsyncExitStack() as opened:
-        runtime = await opened.enter_async_context(own_runtime(servers, "matrix", redis_db=9))
+        runtime = await opened.enter_async_context(own_runtime(servers, name, redis_db=redis_db))
+        if before is not None:
+            await before(runtime)
         issuer = await opened.enter_async_context(stand_in())
         assert runtime.settings.database_url and runtime.settings.redis_url
         env = base_env(
@@ -159,8 +168,14 @@ async def world(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> A
         )  # fmt: skip
         url = opened.enter_context(web(env, folder))
         clients, everybodys = {}, await keys(runtime, issuer)
-        for name, key in everybodys.items():
+        for who, key in everybodys.items():
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=70, trust_env=False)
-            clients[name] = await opened.enter_async_context(client)
+            clients[who] = await opened.enter_async_context(client)
         yield World(url, runtime, everybodys, clients, folder / "files")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with a_world(servers, tmp_path_factory.mktemp("matrix"), "matrix", redis_db=9) as found:
+        yield found
