@@ -37,6 +37,18 @@ where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and a.attnum >
 order by c.relname <> 'runs', c.relname, a.attnum
 """
 NAMES: Final = ("user_id", "session_id")
+# Content is sealed for the row it lies in; a copy has it open, as a release of before sealing left it.
+OPEN: Final = {
+    "run_input": """'{"prompt": "a red fox, watercolour"}'::json""",
+    "tool_config": "'{}'::json",
+    "context": """'{"payload": {"prompt": "a red fox, watercolour", "num_outputs": 1}}'::json""",
+    "message": "'May this payload be sent to the provider?'",
+    "reason": "null",
+    "edits": "null",
+    "schema": "null",
+    "callback_url": "null",
+}
+OUTPUTS: Final = ("payload", "description", "output", "raw_response", "raw", "result", "issues", "problem")
 
 
 async def copy(site: Site, model: UUID, count: int, *, spread_s: float) -> None:
@@ -53,13 +65,23 @@ async def copy(site: Site, model: UUID, count: int, *, spread_s: float) -> None:
     )
     for table, columns in tables.items():
         key = "id" if table == "runs" else "run_id"
-        values = ", ".join(_value(name, key) for name in columns)
+        values = ", ".join(_open(table, name) or _value(name, key) for name in columns)
         await site.sql.execute(
             f"insert into {table} ({', '.join(columns)}) select {values} from {table} t, bench_copy c"  # noqa: S608
             f" where t.{key} = '{model}'",
             timeout=600,
         )
     await site.sql.execute("vacuum analyze", timeout=600)
+
+
+def _open(table: str, name: str) -> str | None:
+    """What stands for content in a copy, if this column holds any."""
+    if table in ("runs", "steps", "events", "delivery_lines"):
+        return None
+    if name in OUTPUTS:
+        plain = "null" if name == "problem" else """'{"prompt": "a red fox, watercolour"}'::json"""
+        return f"case when t.{name} is not null then {plain} end"
+    return OPEN.get(name)
 
 
 def _value(name: str, key: str) -> str:
