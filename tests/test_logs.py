@@ -341,10 +341,8 @@ def test_the_log_of_a_demo_is_json_line_by_line_and_answers_too(tmp_path: Path) 
     assert [row["action"] for row in found["Who decided?"]] == ["approve", "edit", "approve"]
 
 
-def test_an_actor_that_is_a_mail_address_is_told_apart_and_not_named(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure(process="cli", fmt="json")
-    for actor in ("ana@example.com", "ben@example.com", "ana@example.com", "ana"):
-        logs.get_logger("test").info("run.created", actor=actor)
-    told = [json.loads(line)["actor"] for line in capsys.readouterr().out.splitlines()]
+def test_an_actor_that_is_a_mail_address_is_told_apart_and_not_named() -> None:
+    given = ("ana@example.com", "ben@example.com", "ana@example.com", "ana")
+    told = [logs._guard(None, "info", {"actor": actor})["actor"] for actor in given]
     assert told[0] == told[2] != told[1] and told[3] == "ana"
     assert not any("@" in actor or "example" in actor for actor in told)
