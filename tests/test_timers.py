@@ -197,7 +197,7 @@ async def test_a_take_over_says_how_long_the_run_really_stood_still(empty: Runti
     async with empty.services.db.connection(EVERY) as conn:
         told = await conn.fetchval("select data from events where run_id = $1 and type = 'run.recovered'", run_id)
     assert told["cause"] == "worker_silent"
-    assert 12_000 <= told["stood_still_ms"] < 600_000
+    assert 11_900 <= told["stood_still_ms"] < 600_000  # our clock is a little behind Postgres's, never ahead
 
 
 async def test_a_runs_last_sign_is_the_newest_there_is(empty: Runtime) -> None:

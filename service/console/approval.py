@@ -8,8 +8,9 @@ from starlette.responses import Response
 from service.border.body import parse
 from service.border.files import send_file
 from service.commands.reviews import Proposal, Review, propose, review, watch
+from service.commands.seen import note_seen
 from service.console import editor, live, words
-from service.console.deciding import decide_at, reason_of
+from service.console.deciding import CHANNEL, decide_at, reason_of
 from service.console.media import media_of
 from service.console.page import Page, Visit
 from service.domain import approval as rules
@@ -17,6 +18,7 @@ from service.domain.approval import Approval, Order
 from service.domain.patch import NoPatch, patch_between
 from service.domain.policy import Checkpoint
 from service.domain.principal import Permission
+from service.domain.view import approval_view
 from service.errors import Conflict, Forbidden, HitlError, Invalid, InvalidJson
 
 JSON_FIELD: Final = "json"
@@ -25,7 +27,10 @@ RESPONSE_FIELD: Final = "response"
 
 async def show(visit: Visit) -> Response:
     """The approval as it stands, with the form where this person can answer."""
-    return _page(visit, await review(visit.services, visit.id("approval_id"), visit.principal))
+    found = await review(visit.services, visit.id("approval_id"), visit.principal)
+    if visit.request.method == "GET":
+        await note_seen(visit.services, visit.principal, [approval_view(found.approval)], CHANNEL)
+    return _page(visit, found)
 
 
 async def follow(visit: Visit) -> Response:

@@ -84,6 +84,9 @@ async def test_an_edit_and_a_retry_by_mouse(office: Office) -> None:
     assert run["payload"] | {"prompt": ""} == {
         "prompt": "", "num_outputs": 3, "size": "large", "tags": ["red", "fox"], "frame": {"width": 16, "tiled": False},
     }  # fmt: skip
+    events = (await program.get(f"/hitl/runs/{run_id}/events")).json()["events"]
+    (told,) = [event["data"] for event in events if event["type"] == "approval.decided"]
+    assert told["channel"] == "console" and told["first_seen_at"], "the page was opened before it was decided"
 
     program, run_id, approval = await under_review(office, "response_review")
     await page.goto(f"/approvals/{approval['approval_id']}")
