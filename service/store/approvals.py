@@ -146,16 +146,16 @@ async def open_of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[A
         "select * from approvals where run_id = any($1) and status = 'pending' order by created_at",
         list(run_ids),
     )
-    found: dict[UUID, list[Approval]] = {}
-    for approval in await with_decisions(conn, rows):
-        assert approval.run_id is not None
-        found.setdefault(approval.run_id, []).append(approval)
-    return found
+    return await _by_run(conn, rows)
 
 
 async def of_runs(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[Approval]]:
     """All approvals of each run, whatever became of them."""
     rows = await conn.fetch("select * from approvals where run_id = any($1) order by created_at, id", list(run_ids))
+    return await _by_run(conn, rows)
+
+
+async def _by_run(conn: Conn, rows: Sequence[asyncpg.Record]) -> dict[UUID, list[Approval]]:
     found: dict[UUID, list[Approval]] = {}
     for approval in await with_decisions(conn, rows):
         assert approval.run_id is not None

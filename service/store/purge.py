@@ -74,8 +74,8 @@ async def locations(conn: Conn, tenant: str, run_ids: Sequence[UUID]) -> list[st
 
 
 async def remove(conn: Conn, kept: Kept, run_ids: Sequence[UUID]) -> list[End]:
-    """Delete those of the runs that are still final: one that was resumed meanwhile stays. The
-    service may not delete; the database's own function does (migration 0010). Returns how each one's chain ended."""
+    """Delete those of the runs that are still final: one that was resumed meanwhile stays. The service may not delete;
+    the database's own function does (migration 0010). Returns how each one's chain ended."""
     rows = await conn.fetch(
         "select run_id, seq, hash from hitl_purge_runs($1, $2, $3)", run_ids, kept.tenant, timedelta(days=kept.days)
     )
