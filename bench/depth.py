@@ -48,7 +48,7 @@ OPEN: Final = {
     "schema": "null",
     "callback_url": "null",
 }
-OUTPUTS: Final = ("payload", "description", "output", "raw_response", "raw", "result", "issues", "problem")
+OUTPUTS: Final = ("payload", "description", "output", "raw_response", "raw", "issues", "problem")
 
 
 async def copy(site: Site, model: UUID, count: int, *, spread_s: float) -> None:
@@ -78,6 +78,8 @@ def _open(table: str, name: str) -> str | None:
     """What stands for content in a copy, if this column holds any."""
     if table in ("runs", "steps", "events", "delivery_lines"):
         return None
+    if name == "result":
+        return """case when t.result is not null then '{"response": "a red fox"}'::json end"""
     if name in OUTPUTS:
         plain = "null" if name == "problem" else """'{"prompt": "a red fox, watercolour"}'::json"""
         return f"case when t.{name} is not null then {plain} end"
