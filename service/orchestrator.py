@@ -136,9 +136,12 @@ class HITLOrchestrator:
                 raise
 
         try:
-            return await outlast(claim, for_s=self._lease_s)
+            run = await outlast(claim, for_s=self._lease_s)
         except Unavailable:
             return None
+        if run is not None and run.claimed_at is not None:
+            self._services.db.heard(run.claimed_at)  # a run must not end before it was begun
+        return run
 
     async def _work(self, run: Run) -> str:
         """Step after step. While Postgres is away nothing is given up: what its heartbeat cannot hold, it drops."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -1119,6 +1119,20 @@ async def test_the_services_clock_never_runs_ahead_of_postgres(servers: Servers)
     await asyncio.gather(*(compare() for _ in range(10)))
     await db.close()
     assert max(ahead) <= 0
+
+
+async def test_the_services_clock_is_never_behind_what_postgres_has_told_of(servers: Servers) -> None:
+    """Else a run that is over in milliseconds ends before it began; a clock that was set is believed."""
+    db = Database(servers.database_url)
+    told = datetime.now(UTC) + timedelta(hours=1)
+    db.heard(told)
+    assert db.now() >= told
+    async with db.connection(EVERY) as conn:
+        assert db.now() <= await conn.fetchval("select clock_timestamp()")
+        told = await conn.fetchval("select clock_timestamp()")
+    db.heard(told)
+    assert db.now() >= told
+    await db.close()
 
 
 async def test_out_of_time_is_out_of_time_before_any_timer_fired(empty: Runtime) -> None:

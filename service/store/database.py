@@ -34,6 +34,7 @@ _AWAY: Final = (
     TimeoutError,
 )
 ACQUIRE_TIMEOUT_S: Final = 10.0
+STEPPED_BACK: Final = timedelta(seconds=1)
 
 
 @dataclass(slots=True)
@@ -90,10 +91,15 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
         self._offset = timedelta(0)
+        self._latest = datetime.min.replace(tzinfo=UTC)
 
     def now(self) -> datetime:
-        """Postgres's time, as each new connection of this process measured it."""
-        return datetime.now(UTC) + self._offset
+        """Postgres's time, as each new connection of this process measured it, and no earlier than what it has told."""
+        return max(datetime.now(UTC) + self._offset, self._latest)
+
+    def heard(self, at: datetime) -> None:
+        """Postgres has told of this moment as its own now: what this process writes next came after it."""
+        self._latest = max(self._latest, at)
 
     async def open(self) -> None:
         """Connect. Raises `Unavailable` while Postgres is away; the next use tries again."""
@@ -202,7 +208,10 @@ class Database:
     async def read_clock(self, conn: Conn) -> None:
         """Measure Postgres's clock again. Without half the round trip added: behind by that much and never
         ahead, or what is due "now" would not be yet."""
-        self._offset = await conn.fetchval("select clock_timestamp()") - datetime.now(UTC)
+        there: datetime = await conn.fetchval("select clock_timestamp()")
+        self._offset = there - datetime.now(UTC)
+        if self._latest > there + STEPPED_BACK:  # its clock was set
+            self._latest = there
 
     async def _init(self, conn: Conn) -> None:
         assert isinstance(conn, _Connection)
