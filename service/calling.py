@@ -7,16 +7,16 @@ because its worker was told to stop: its reference is kept, and with it the call
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from service import tracing
 from service.commands.callbacks import callback_url
-from service.commands.context import After, Services, carry_out, queued
+from service.commands.context import After, Services, carry_out, closed_of, next_turn, queued
 from service.commands.files import Copies, copied, discard
 from service.commands.outage import outlast
 from service.domain import payload
@@ -34,24 +34,60 @@ from service.domain.call import (
 )
 from service.domain.canonical import canonical, sha256_hex
 from service.domain.event import EventType, Fact
-from service.domain.plan import Call, Pass, adoptable_until, looked_at
+from service.domain.plan import Call, Documents, Pass, adoptable_until, looked_at
 from service.domain.record import content_sha256
 from service.domain.run import Run, RunStatus, woken
 from service.errors import LeaseLost
-from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken
+from service.holding import (
+    Held,
+    abilities,
+    answered,
+    awaiting,
+    completed,
+    log_steps,
+    passed_by,
+    put,
+    walked,
+    write_locked,
+)
 from service.leftovers import Leftovers
 from service.logs import get_logger
 from service.progress import Data, Progress
 from service.providers.protocol import Request
 from service.store import calls, cancels, events, files, runs
-from service.store.database import Conn
+from service.store.changes import Called, Change
+from service.store.database import EVERY
 
 LOOK_TIMEOUT_S: Final = 30.0
 TELLING: Final = 4  # progress of a hundred streams must not keep the heartbeat from a connection
 
-Through = Callable[[Conn, Held, Sequence[Fact], After], Awaitable[Sequence[Pass] | None]]
+Through = Callable[[Held], Sequence[Pass] | None]
 
 log = get_logger("orchestrator")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a try or a look ended: what the provider said, what was copied of it, and what it told last."""
+
+    given: Outcome
+    copies: Copies
+    took_ms: int
+    untold: Data | None
+    looking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a try or a look has made of the run. `outcome`: what became of it if its worker lets go of it now."""
+
+    change: Change
+    call: ProviderCall
+    docs: Documents
+    strays: Sequence[str]
+    outcome: str | None
+    passed: Sequence[Pass]
+    after: After
 
 
 class Caller:
@@ -74,8 +110,6 @@ class Caller:
         held.intending = True
         request = await self._intend(held, passed, action)
         held.intending = False
-        if not isinstance(request, Request):
-            return request
         progress = self._progress(held)
         request = replace(request, progress=progress.tell)
         writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
@@ -114,34 +148,29 @@ class Caller:
             self._log_call(held, outcome, took_ms)
         return await self._settle(held, outcome, took_ms, progress, looking=True)
 
-    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request | str | None:
-        """Write that the call is about to be made; only then may it be made. Else what became of the run, or None
-        where the call is no longer the one that was to be made."""
-        body = canonical(held.docs.payload)
-        after = After.nothing()
-        async with self._services.db.transaction(held.run.tenant) as conn:
-            if action.again is not None and await overtaken(conn, held):
-                return None
-            begun = await locked(self._services, conn, held, passed)
-            if begun is None:
-                return "paused"
-            run, facts = begun
+    async def _intend(self, held: Held, passed: Sequence[Pass], action: Call) -> Request:
+        """Write that the call is about to be made; only then may it be made."""
+        after, body, sent_before = After.nothing(), canonical(held.docs.payload), held.tries
+
+        def made(before: Run, _: Sequence[Fact]) -> Change:
             now = self._services.db.now()
+            run, facts, parts = walked(held, before, passed, now=now)
             schema = (held.docs.description or {}).get("schema")
             if sha256_hex(body) != run.payload_sha256 or payload.missing(held.docs.payload, schema):
                 raise RuntimeError("the payload is not the one that was let through")
-            sent_before = await calls.tries(conn, run.id)
-            limit = timedelta(seconds=held.provider.timeout_s(held.docs.tool_config))
-            call = _again(action.again, now, now + limit) if action.again else _first(run, now, now + limit)
-            await calls.intend(conn, call)
+            until = now + timedelta(seconds=held.provider.timeout_s(held.docs.tool_config))
+            call = _again(action.again, now, until) if action.again else _first(run, now, until)
             data = {"call": call.number, "try": call.tries, "payload_sha256": call.payload_sha256}
-            facts.append(Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data))
-            run, _ = await runs.save(conn, run, facts, now=now)
-            after.changed.append(run.id)
-        held.run, held.call = run, call  # after the commit: while it is not heard of, this stands as it was
+            told = Fact(EventType.PROVIDER_SUBMITTED, f"provider:{run.provider}", data)
+            return Change.of(before, run, [*facts, told], now=now, more=Called(call), **parts)
+
+        change = await put(self._services, held, made, after, watched=action.again is not None)
+        assert isinstance(change.more, Called)
+        held.call = change.more.call  # after the commit: while it is not heard of, it stands as it was
+        held.tries += 1
         log_steps(held.run, passed)
         await carry_out(self._services, after)
-        return self._request(held, call, sent_before)
+        return self._request(held, held.call, sent_before)
 
     def _request(self, held: Held, call: ProviderCall, sent_before: int) -> Request:
         run, now = held.run, self._services.db.now()
@@ -178,74 +207,91 @@ class Caller:
         assert held.call is not None
         polls = held.provider.poll_s is not None
         copies = await copied(self._services, held.run, held.call, outcome, polls=polls)
+        end = End(outcome, copies, took_ms, progress.untold, looking)
         tries = 0
 
-        async def write() -> str | None:
+        async def write() -> Settled:
             nonlocal tries
             tries += 1
-            return await self._write(held, outcome, copies, took_ms, progress, looking=looking)
+            return await self._write(held, end, again=tries > 1)
 
         try:
-            return await outlast(write, for_s=self._lease_s)
+            settled = await outlast(write, for_s=self._lease_s)
         except LeaseLost:
             if tries == 1:  # and nothing else: a commit that was cut off may have happened
                 self.leftovers.add(held.run.id, discard(self._services, copies.files))
             raise
+        held.tries += settled.call.tries - held.call.tries
+        held.run, held.call, held.docs = settled.change.run, settled.call, settled.docs
+        log_steps(held.run, settled.passed)
+        await carry_out(self._services, settled.after)
+        return settled.outcome
 
-    async def _write(
-        self, held: Held, given: Outcome, copies: Copies, took_ms: int, progress: Progress, *, looking: bool
-    ) -> str | None:
+    async def _write(self, held: Held, end: "End", *, again: bool) -> "Settled":
+        """First without a lock and in company, unless there is more to be written than a `Change`, or to be looked
+        at: an earlier try of this write may have happened, though we did not hear of it."""
         assert held.call is not None
-        outcome = copies.outcome
-        after = After.nothing()
+        settled = self._settled(held, held.run, held.call, end)
+        if not (again or end.looking or end.copies.files or settled.strays):
+            follows = await self._services.together.write(settled.change, EVERY)
+            if follows:
+                await next_turn(self._services, settled.change.run, settled.after)
+            if follows is not None:
+                return settled
+        return await self._write_locked(held, end)
+
+    async def _write_locked(self, held: Held, end: "End") -> "Settled":
+        assert held.call is not None
         async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
-            now = self._services.db.now()
             before = await calls.lock(conn, run.id, held.call.number)
             assert before is not None
-            adopts = adoptable_until(before, abilities(held.provider)) is not None
-            stored = looked(before, outcome, now=now) if looking else tried(before, outcome, now=now, adopts=adopts)
-            stored = _with_copies(stored, given, copies)
-            facts: list[Fact] = []
-            written = run.provider_ms != held.run.provider_ms  # before, and only Postgres's answer was lost
-            if (
-                (last := progress.untold) is not None
-                and not written
-                and (not looking or last != await events.last_data(conn, run.id, EventType.PROVIDER_PROGRESS))
-            ):
-                facts.append(_progressed(run, last))
-            if stored != before:
-                await calls.save(conn, stored)
-            for ref in strays(before, stored, outcome):
-                await cancels.add(conn, stored, ref)
-                after.cancelling.append(run.id)
-            if stored.status is not before.status:
-                facts += _told(run, stored, took_ms)
-                if stored.status is CallStatus.ANSWERED:
-                    await runs.set_answer(conn, run.id, output=stored.output, raw=stored.raw)
-                    await files.insert(conn, copies.files)
-                elif stored.status is CallStatus.FAILED:
-                    await runs.set_answer(conn, run.id, output=None, raw=stored.raw)
-                if stored.cost_usd is not None:
-                    run = replace(run, actual_usd=(run.actual_usd or 0) + stored.cost_usd)
-            if not written:
-                run = replace(run, provider_ms=run.provider_ms + took_ms)
-            run, more, result = self._after_call(held, run, stored, outcome, now, after)
-            docs = held.docs
-            if stored.status is CallStatus.ANSWERED:
-                docs = replace(docs, output=stored.output, raw_response=stored.raw)
-            on = replace(held, run=run, call=stored, docs=docs)
-            passed = await self._through(conn, on, [*facts, *more], after) if result is None else None
-            if passed is None:
-                on.run, _ = await runs.save(conn, run, [*facts, *more], now=now)
-                after.changed.append(run.id)
-        held.run, held.call, held.docs = on.run, on.call, on.docs
-        log_steps(on.run, passed or [])
-        await carry_out(self._services, after)
-        return result if passed is None else "completed"
+            if end.looking and end.untold is not None:
+                told = await events.last_data(conn, run.id, EventType.PROVIDER_PROGRESS)
+                end = replace(end, untold=None if told == end.untold else end.untold)
+            settled = self._settled(held, run, before, end)
+            if settled.change.run.final:
+                now, after = settled.change.run.updated_at, settled.after
+                closed = await closed_of(conn, run, now=now, actor="system", after=after)
+                settled = replace(self._settled(held, run, before, end, closed), after=after)
+            await write_locked(conn, settled.change, settled.after)
+            for ref in settled.strays:
+                await cancels.add(conn, settled.call, ref)
+                settled.after.cancelling.append(run.id)
+            if settled.call.status is CallStatus.ANSWERED is not before.status:
+                await files.insert(conn, end.copies.files)
+        return settled
+
+    def _settled(
+        self, held: Held, run: Run, before: ProviderCall, end: "End", closed: Sequence[Fact] = ()
+    ) -> "Settled":
+        """What a try or a look makes of the run and of its call, as they stand in Postgres."""
+        now, parts, outcome = self._services.db.now(), dict[str, Any](), end.copies.outcome
+        adopts = adoptable_until(before, abilities(held.provider)) is not None
+        call = looked(before, outcome, now=now) if end.looking else tried(before, outcome, now=now, adopts=adopts)
+        call = _with_copies(call, end.given, end.copies)
+        written = run.provider_ms != held.run.provider_ms  # before, and only Postgres's answer was lost
+        on = run if written else replace(run, provider_ms=run.provider_ms + end.took_ms)
+        facts = [*closed, *([_progressed(run, end.untold)] if end.untold is not None and not written else [])]
+        if call.status is not before.status:
+            facts += _told(run, call, end.took_ms)
+            if call.status in (CallStatus.ANSWERED, CallStatus.FAILED):
+                parts["answer"] = {"output": call.output, "raw_response": call.raw}
+            if call.cost_usd is not None:
+                on = replace(on, actual_usd=(on.actual_usd or 0) + call.cost_usd)
+        on, more, became = self._after_call(held, on, call, outcome, now)
+        facts += more
+        docs = answered(held.docs, call)
+        passed = self._through(replace(held, run=on, call=call, docs=docs)) if became is None else None
+        if passed is not None:
+            on, more, parts["steps"] = passed_by(held, on, passed, now=now)
+            on, told, result = completed(on, docs, now=now)
+            facts, parts, became = [*facts, *more, told], {**parts, **result}, "completed"
+        change = Change.of(run, on, facts, now=now, more=Called(call) if call != before else None, **parts)
+        return Settled(change, call, docs, strays(before, call, outcome), became, passed or (), _after(change.run))
 
     def _after_call(
-        self, held: Held, run: Run, call: ProviderCall, outcome: Outcome, now: datetime, after: After
+        self, held: Held, run: Run, call: ProviderCall, outcome: Outcome, now: datetime
     ) -> tuple[Run, list[Fact], str | None]:
         """The run, further facts, and what became of it if its worker lets go of it now."""
         paused = run.status is RunStatus.PAUSED
@@ -255,7 +301,7 @@ class Caller:
             looks, jitter = max(call.looks, 2 * call.copy_tries), random.random()  # noqa: S311  spread, not secrecy
             wait = look_after(looks, poll_s=held.provider.poll_s, retry_after_s=hint, jitter=jitter)
             until = min(now + wait, call.deadline_at or now + wait)
-            run = awaiting(self._services, run, until, after, now=now)
+            run = awaiting(self._services, run, until, now=now)
             return run, [], "paused" if paused else "awaiting_provider"
         if paused:
             return replace(run, lease_until=None, worker_id=None, released_at=now), [], "paused"
@@ -263,14 +309,12 @@ class Caller:
             case CallStatus.RETRY:
                 wait = backoff(call.tries, retry_after_s=hint, jitter=random.random())  # noqa: S311  spread, not secrecy
                 later = woken(run, now=now, due_at=now + wait, released_at=now)
-                after.wake.append(later)
                 return replace(later, armed=True), [queued(later, "retry")], "retry_later"
             case CallStatus.ACCEPTED:
-                run = awaiting(self._services, run, call.deadline_at, after, now=now)
-                return run, [], "awaiting_provider"
+                return awaiting(self._services, run, call.deadline_at, now=now), [], "awaiting_provider"
             case CallStatus.INTENT:
                 until = adoptable_until(call, abilities(held.provider)) or now
-                return awaiting(self._services, run, until, after, now=now), [], "awaiting_provider"
+                return awaiting(self._services, run, until, now=now), [], "awaiting_provider"
             case _:
                 return run, [], None
 
@@ -282,6 +326,14 @@ class Caller:
             tries=held.call.tries,
             cost_usd=outcome.cost_usd if isinstance(outcome, Answered) else None,
         )  # fmt: skip
+
+
+def _after(run: Run) -> After:
+    after = After.nothing().waking(run)
+    after.changed.append(run.id)
+    if run.final:
+        after.ended.append((run, "system"))
+    return after
 
 
 def _span(doing: str, held: Held) -> AbstractContextManager[None]:

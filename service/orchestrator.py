@@ -19,7 +19,8 @@ from service import tracing
 from service.calling import Caller
 from service.commands.context import After, Services, carry_out, finish, queued
 from service.commands.outage import RETRY_S, outlast
-from service.domain.call import MAX_TRIES, Description, Rejected, Unreachable, backoff, unsent
+from service.domain.approval import Approval
+from service.domain.call import MAX_TRIES, Description, ProviderCall, Rejected, Unreachable, backoff, unsent
 from service.domain.canonical import payload_sha256
 from service.domain.event import EventType, Fact
 from service.domain.plan import (
@@ -27,7 +28,6 @@ from service.domain.plan import (
     Ask,
     Build,
     Call,
-    Documents,
     Fail,
     Finish,
     Pass,
@@ -39,17 +39,33 @@ from service.domain.plan import (
 from service.domain.policy import Checkpoint
 from service.domain.question import opened, prepared
 from service.domain.record import asked
-from service.domain.run import Run, RunStatus, advanced, fail, move, ms_between, released, woken
+from service.domain.run import Run, RunStatus, advanced, fail, released, woken
 from service.errors import HitlError, LeaseLost, Unavailable
-from service.holding import Held, abilities, awaiting, locked, log_steps, overtaken, passed_by, put_down
+from service.holding import (
+    Held,
+    Overtaken,
+    Paused,
+    abilities,
+    awaiting,
+    completed,
+    locked,
+    log_steps,
+    put,
+    put_down,
+    walked,
+)
 from service.logs import get_logger
 from service.store import approvals, calls, events, runs
+from service.store.batch import Batch
+from service.store.changes import Asked, Change
 from service.store.database import EVERY, Conn
 
 HAND_OVER_TIMEOUT_S: Final = 5.0
 LEFT_OVER_S: Final = 5.0
 DESCRIBE_TIMEOUT_S: Final = 60.0
 LEASE_LOST: Final = "lease lost"
+
+Claimed = tuple[Run, runs.Loaded | None]
 
 log = get_logger("orchestrator")
 
@@ -60,6 +76,7 @@ class HITLOrchestrator:
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._live: dict[UUID, tuple[int, asyncio.Task[Any]]] = {}
+        self._claims: Batch[None, UUID, Claimed | None] = Batch(self._claim_together)
         self._caller = Caller(services, lease_s=lease_s, drop=self.drop, through=self._through)
         self.draining = asyncio.Event()
 
@@ -80,24 +97,29 @@ class HITLOrchestrator:
 
     async def advance(self, run_id: UUID) -> str:
         """Take the run as far as it goes. Returns what became of it, for the log; never raises for the run's sake."""
-        run = await self._claim(run_id)
-        if run is None:
+        try:
+            claimed = await self._claim(run_id)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._give_back(run_id))
+            return "handed_over"
+        if claimed is None:
             return "nothing_due"
+        run, _ = claimed
         bind_contextvars(**_origin(run))  # the job's own task: it ends with the job
         about = {"run_id": str(run_id), "tenant": run.tenant, "provider": run.provider, "step": run.step.value}
         with tracing.span("advance_run", kind="consumer", parent=run.traceparent, **about):
-            outcome = await self._carried(run)
+            outcome = await self._carried(claimed)
             tracing.note({"outcome": outcome})
             return outcome
 
-    async def _carried(self, run: Run) -> str:
+    async def _carried(self, claimed: Claimed) -> str:
         """As `advance`, once the run is claimed."""
-        run_id = run.id
+        run_id, token = claimed[0].id, claimed[0].fencing_token
         task = asyncio.current_task()
         assert task is not None
-        self._live[run_id] = (run.fencing_token, task)
+        self._live[run_id] = (token, task)
         try:
-            return await self._work(run)
+            return await self._work(claimed)
         except LeaseLost:
             log.info("run.lease_lost", run_id=str(run_id))
             return "lease_lost"
@@ -107,28 +129,25 @@ class HITLOrchestrator:
             if stop.args == (LEASE_LOST,):
                 log.info("run.lease_lost", run_id=str(run_id))
                 return "lease_lost"
-            await asyncio.shield(self._stop(run_id, run.fencing_token))
+            await asyncio.shield(self._stop(run_id, token))
             return "handed_over"
         except Exception as error:
             log.error("http.error", run_id=str(run_id), error=type(error).__name__)
-            await self._fail(run_id, run.fencing_token)
+            await self._fail(run_id, token)
             return "internal_error"
         finally:
-            if self._live.get(run_id) == (run.fencing_token, task):  # else a later claim of this process holds it
+            if self._live.get(run_id) == (token, task):  # else a later claim of this process holds it
                 del self._live[run_id]
 
-    async def _claim(self, run_id: UUID) -> Run | None:
+    async def _claim(self, run_id: UUID) -> Claimed | None:
         """Take the run, if it is due. A claim whose answer was lost with the connection is taken up again."""
         lost = False
 
-        async def claim() -> Run | None:
+        async def claim() -> Claimed | None:
             nonlocal lost
             try:
-                async with self._services.db.connection(EVERY) as conn:
-                    run = await runs.claim(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
-                    if run is None and lost and run_id not in self._live:
-                        run = await runs.claim_mine(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
-                    return run
+                # if not: it is not due, or locked just now; then alone, waiting for whoever has it
+                return await self._claims.ask(run_id, key=None) or await self._claim_alone(run_id, lost=lost)
             except Unavailable:
                 lost = True
                 if self.draining.is_set():
@@ -136,21 +155,55 @@ class HITLOrchestrator:
                 raise
 
         try:
-            run = await outlast(claim, for_s=self._lease_s)
+            found = await outlast(claim, for_s=self._lease_s)
         except Unavailable:
             return None
-        if run is not None and run.claimed_at is not None:
-            self._services.db.heard(run.claimed_at)  # a run must not end before it was begun
-        return run
+        if found is not None and found[0].claimed_at is not None:
+            self._services.db.heard(found[0].claimed_at)  # a run must not end before it was begun
+        return found
 
-    async def _work(self, run: Run) -> str:
+    async def _claim_together(self, _: None, run_ids: Sequence[UUID]) -> list[Claimed | None]:
+        async with self._services.db.connection(EVERY) as conn:
+            found = await runs.claim_all(conn, run_ids, worker_id=self._worker_id, lease_s=self._lease_s)
+        return [found.get(run_id) for run_id in run_ids]
+
+    async def _claim_alone(self, run_id: UUID, *, lost: bool) -> Claimed | None:
+        async with self._services.db.connection(EVERY) as conn:
+            run = await runs.claim(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+            if run is None and lost and run_id not in self._live:
+                run = await runs.claim_mine(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+        return None if run is None else (run, None)
+
+    async def _held(self, claimed: Claimed) -> Held:
+        """With all that is known of it. A run whose call nobody has begun is known whole by its claim."""
+        run, known = claimed
+        if known is not None and not known.called:
+            return self._holding(run, known, None)
+        async with self._services.db.connection(run.tenant) as conn:
+            return await self._loaded(conn, run)
+
+    async def _loaded(self, conn: Conn, run: Run) -> Held:
+        call = await calls.get(conn, run.id, run.call_no)  # first: what answers it writes the documents with it
+        known = runs.Loaded(
+            await runs.documents(conn, run.id),
+            await approvals.last_actors(conn, run.id),
+            await calls.tries(conn, run.id),
+            call is not None,
+        )
+        return self._holding(run, known, call)
+
+    def _holding(self, run: Run, known: runs.Loaded, call: ProviderCall | None) -> Held:
+        provider = self._services.registry.by_tool(run.tool)
+        return Held(run, known.docs, call, provider, run.fencing_token, actors=known.actors, tries=known.tries)
+
+    async def _work(self, claimed: Claimed) -> str:
         """Step after step. While Postgres is away nothing is given up: what its heartbeat cannot hold, it drops."""
-        held = await outlast(lambda: self._loaded(run), for_s=self._lease_s)
-        await self._link(run)
+        held = await outlast(lambda: self._held(claimed), for_s=self._lease_s)
+        await self._link(held.run)
         give_up = time.monotonic() + self._lease_s
         while True:
             if self.draining.is_set():
-                await self._hand_over(run.id, held.token)
+                await self._hand_over(held.run.id, held.token)
                 return "handed_over"
             try:
                 outcome = await self._step(held)
@@ -177,12 +230,6 @@ class HITLOrchestrator:
             came_from = cause.get("traceparent")
             tracing.link(came_from if came_from != run.traceparent else None)
 
-    async def _loaded(self, run: Run) -> Held:
-        async with self._services.db.connection(run.tenant) as conn:
-            call = await calls.get(conn, run.id, run.call_no)  # first: what answers it writes the documents with it
-            docs = await runs.documents(conn, run.id)
-        return Held(run, docs, call, self._services.registry.by_tool(run.tool), run.fencing_token)
-
     async def _after_outage(self, held: Held) -> Held:
         await asyncio.sleep(RETRY_S)
         return await outlast(lambda: self._reloaded(held), for_s=self._lease_s)
@@ -195,10 +242,18 @@ class HITLOrchestrator:
             call = unsent(stored, before=held.call)
             if call is not None and call != stored:
                 await calls.save(conn, call)
-        return await self._loaded(run)
+            return await self._loaded(conn, run)
 
     async def _step(self, held: Held) -> str | None:
         """Do the next thing that is more than a pass; the passes before it share its transaction."""
+        try:
+            return await self._done(held)
+        except Paused:
+            return "paused"
+        except Overtaken:
+            return None
+
+    async def _done(self, held: Held) -> str | None:
         if held.run.status is RunStatus.PAUSED:
             return await self._while_paused(held)
         passed, action = self._walk(held)
@@ -290,85 +345,65 @@ class HITLOrchestrator:
         await carry_out(self._services, after)
         return "failed" if tries >= MAX_TRIES else "retry_later"
 
-    async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str | None:
+    async def _ask(self, held: Held, passed: Sequence[Pass], action: Ask) -> str:
         after = After.nothing()
-        async with self._services.db.transaction(held.run.tenant) as conn:
-            if action.checkpoint is Checkpoint.OUTCOME_UNKNOWN and await overtaken(conn, held):
-                return None
-            begun = await locked(self._services, conn, held, passed)
-            if begun is None:
-                return "paused"
-            run, facts = begun
+
+        def made(before: Run, _: Sequence[Fact]) -> Change:
             now = self._services.db.now()
+            run, facts, parts = walked(held, before, passed, now=now)
             question = opened(run, held.docs, held.call, action, now=now)
             armed = question.expires_at <= now + timedelta(seconds=self._services.horizon_s)
-            await approvals.insert(conn, replace(question, armed=armed))
-            data = {
-                "approval_id": str(question.id),
-                "checkpoint_type": question.checkpoint_type,
-                "reasons": list(question.reasons),
-                "payload_sha256": question.payload_sha256,
-                **asked(question, policy=held.docs.config.policy),
-            }
+            told = Fact(EventType.APPROVAL_REQUESTED, "system", _about(question, held.docs.config.policy))
             run = released(run, RunStatus.AWAITING_HUMAN, now=now)
-            await runs.save(conn, run, [*facts, Fact(EventType.APPROVAL_REQUESTED, "system", data)], now=now)
-            after.changed += [run.id, question.id]
+            return Change.of(before, run, [*facts, told], now=now, more=Asked(replace(question, armed=armed)), **parts)
+
+        watched = action.checkpoint is Checkpoint.OUTCOME_UNKNOWN
+        change = await put(self._services, held, made, after, watched=watched)
+        assert isinstance(change.more, Asked)
+        run, question = change.run, change.more.approval
+        after.changed.append(question.id)
         log.info(
             "approval.requested", run_id=str(run.id), approval_id=str(question.id), tenant=run.tenant,
             step=run.step, checkpoint=question.checkpoint_type, reasons=list(action.reasons),
         )  # fmt: skip
         log_steps(run, passed)
         await carry_out(self._services, after)
-        if armed:
+        if question.armed:
             await self._services.queue.arm_timer(question.id, question.timer_no, question.expires_at)
         if question.remind_at is not None:
             await self._services.queue.arm_reminder(question.id, question.remind_at)
         return "awaiting_human"
 
-    async def _suspend(self, held: Held, action: Suspend) -> str | None:
+    async def _suspend(self, held: Held, action: Suspend) -> str:
         after = After.nothing()
-        async with self._services.db.transaction(held.run.tenant) as conn:
-            if await overtaken(conn, held):
-                return None
-            run = await runs.lock_held(conn, held.run.id, held.token)
-            if run.status is RunStatus.PAUSED:
-                await put_down(self._services, conn, run)
-                return "paused"
+
+        def made(before: Run, _: Sequence[Fact]) -> Change:
             now = self._services.db.now()
-            await runs.save(conn, awaiting(self._services, run, action.until, after, now=now), [], now=now)
-        await carry_out(self._services, after)
+            return Change.of(before, awaiting(self._services, before, action.until, now=now), [], now=now)
+
+        change = await put(self._services, held, made, after, watched=True)
+        await carry_out(self._services, after.waking(change.run))
         return "awaiting_provider"
 
     async def _finish(self, held: Held, passed: Sequence[Pass]) -> str:
         after = After.nothing()
-        async with self._services.db.transaction(held.run.tenant) as conn:
-            begun = await locked(self._services, conn, held, passed)
-            if begun is None:
-                return "paused"
-            run, facts = begun
-            await self._complete_in(conn, run, held.docs, facts, after)
-        log_steps(run, passed)
+
+        def made(before: Run, closed: Sequence[Fact]) -> Change:
+            now = self._services.db.now()
+            run, facts, parts = walked(held, before, passed, now=now)
+            run, told, more = completed(run, held.docs, now=now)
+            return Change.of(before, run, [*closed, *facts, told], now=now, **parts, **more)
+
+        change = await put(self._services, held, made, after)
+        after.ended.append((change.run, "system"))
+        log_steps(change.run, passed)
         await carry_out(self._services, after)
         return "completed"
 
-    async def _complete_in(self, conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact], after: After) -> None:
-        now = self._services.db.now()
-        if docs.result is None:
-            await runs.set_result(conn, run.id, {"response": docs.output})
-        ended = move(run, RunStatus.COMPLETED, now=now, fencing_token=run.fencing_token + 1, error=None)
-        data = {"total_ms": ms_between(run.created_at, now), "payload_sha256": run.payload_sha256}
-        told = Fact(EventType.RUN_COMPLETED, "system", data)
-        await finish(conn, ended, [*facts, told], now=now, after=after, actor="system")
-
-    async def _through(self, conn: Conn, held: Held, facts: Sequence[Fact], after: After) -> Sequence[Pass] | None:
-        """Complete a run whose answer is being written, in the same transaction, if nothing stops it any more.
-        Returns the steps that it passed."""
+    def _through(self, held: Held) -> Sequence[Pass] | None:
+        """The steps that a run passes whose answer is being written, if nothing stops it any more."""
         passed, action = self._walk(held)
-        if not isinstance(action, Finish):
-            return None
-        run, more = await passed_by(self._services, conn, held.run, passed)
-        await self._complete_in(conn, run, held.docs, [*facts, *more], after)
-        return passed
+        return passed if isinstance(action, Finish) else None
 
     async def _end(self, held: Held, passed: Sequence[Pass], action: Fail) -> str:
         after = After.nothing()
@@ -405,6 +440,18 @@ class HITLOrchestrator:
         await self._caller.leftovers.of(run_id, timeout_s=LEFT_OVER_S)
         await self._hand_over(run_id, token)
 
+    async def _give_back(self, run_id: UUID) -> None:
+        """Hand over what was taken at the moment in which its worker was told to stop."""
+        if run_id in self._live:
+            return
+        try:
+            async with self._services.db.connection(EVERY) as conn:
+                run = await runs.claim_mine(conn, run_id, worker_id=self._worker_id, lease_s=self._lease_s)
+        except Unavailable:
+            return
+        if run is not None:
+            await self._hand_over(run_id, run.fencing_token)
+
     async def _hand_over(self, run_id: UUID, token: int) -> None:
         """Give the run back under a new token, for another worker to go on at once."""
         after = After.nothing()
@@ -429,6 +476,17 @@ class HITLOrchestrator:
         if after.wake:
             log.info("run.handed_over", run_id=str(run_id))
         await carry_out(self._services, after)
+
+
+def _about(question: Approval, policy: str) -> dict[str, Any]:
+    """What the event says of a question."""
+    return {
+        "approval_id": str(question.id),
+        "checkpoint_type": question.checkpoint_type,
+        "reasons": list(question.reasons),
+        "payload_sha256": question.payload_sha256,
+        **asked(question, policy=policy),
+    }
 
 
 def _origin(run: Run) -> dict[str, str]:

@@ -36,7 +36,7 @@ from service.domain.event import Event, said
 from service.domain.ids import job_id
 from service.domain.plan import Ask, Call, Suspend
 from service.domain.policy import Checkpoint, HitlConfig
-from service.holding import Held
+from service.holding import Held, Overtaken
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
 from service.providers.protocol import Request
 from service.queue import QUEUE_NAME
@@ -886,10 +886,8 @@ async def test_a_retry_that_is_adopted_before_its_intent_is_written_is_not_sent(
     held = await stale(empty, services, run_id)
     await take_notice(services, run_id, 1, "p1")
     assert held.call is not None
-    assert (
-        await Caller(services, lease_s=30, drop=hand.drop, through=hand._through).call(held, [], Call(again=held.call))
-        is None
-    )
+    with pytest.raises(Overtaken):
+        await caller(services, hand).call(held, [], Call(again=held.call))
     assert (held.call.status, held.call.provider_ref, len(provider.requests)) == ("accepted", "p1", 1)
 
 
@@ -905,12 +903,8 @@ async def test_an_answer_that_comes_before_the_next_intent_is_the_runs_output(
     signature = empty.services.keyring.sign("callback", f"{run_id}:1")
     await take_callback(empty.services, run_id, 1, signature, {"late": True})
     assert held.call is not None
-    assert (
-        await Caller(empty.services, lease_s=30, drop=hand.drop, through=hand._through).call(
-            held, [], Call(again=held.call)
-        )
-        is None
-    )
+    with pytest.raises(Overtaken):
+        await caller(empty.services, hand).call(held, [], Call(again=held.call))
     assert await hand._step(held) == "completed"
     assert len(provider.seen) == 1
     assert (await docs_of(empty, run_id)).result == {"response": {"late": True}}
@@ -923,7 +917,7 @@ async def test_a_call_that_is_adopted_before_the_run_is_put_down_is_looked_at(em
     await make_due(empty, run_id)
     held = await stale(empty, services, run_id)
     await take_notice(services, run_id, 1, "p1")
-    put_down = hand._suspend(held, action) if isinstance(action, Suspend) else hand._ask(held, [], action)
-    assert await put_down is None
+    with pytest.raises(Overtaken):
+        await (hand._suspend(held, action) if isinstance(action, Suspend) else hand._ask(held, [], action))
     assert await hand._step(held) == "completed", "the look brought its answer, and nothing stops the run any more"
     assert (held.call is not None and held.call.status, provider.looked) == ("answered", ["p1"])

@@ -10,7 +10,6 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from service.domain.policy import Checkpoint
 from service.embedded import Servers
 from service.store import approvals, runs, tenants, timers
 from service.store.approvals import InboxFilter
@@ -131,7 +130,7 @@ HOT: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
     ),
     "approvals.arm": (lambda c: approvals.arm(c, horizon_s=3600, limit=200), "approvals_unarmed"),
     "approvals.open_of_run": (lambda c: approvals.open_of_run(c, UUID(int=1)), "approvals_"),
-    "last_actor": (lambda c: approvals.last_actor(c, UUID(int=1), Checkpoint.PAYLOAD_REVIEW), "approvals_by_run"),
+    "last_actors": (lambda c: approvals.last_actors(c, UUID(int=1)), "approvals_by_run"),
     "inbox": (lambda c: approvals.inbox(c, "t3", InboxFilter(), limit=50), "approvals_inbox"),
     "inbox after": (
         lambda c: approvals.inbox(c, "t3", InboxFilter(after=(NOW, UUID(int=1))), limit=50),

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from service import tracing
@@ -31,8 +31,12 @@ from service.errors import (
     NotFound,
 )
 from service.logs import get_logger
-from service.store import approvals, calls, cancels, deliveries, events, idempotency, runs, seen, timers
+from service.store import approvals, calls, cancels, changes, deliveries, events, idempotency, runs, seen, timers
+from service.store.approvals import ToDecide
+from service.store.changes import Change
 from service.store.database import EVERY, Conn, outbox
+
+_REVIEWS: Final = frozenset({Checkpoint.INFORMATION_REVIEW, Checkpoint.PAYLOAD_REVIEW, Checkpoint.RESPONSE_REVIEW})
 
 log = get_logger("commands.approvals")
 
@@ -97,6 +101,10 @@ async def decide(
     `within` is done first, in the same transaction: what lets one decide is used up with the decision, or not at all.
     """
     demand(principal, Permission.DECIDE)
+    if within is None and order.action == "approve":
+        at_once = await _let_through(services, approval_id, order, principal, channel=channel, run_id=run_id)
+        if at_once is not None:
+            return at_once
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         if within is not None:
@@ -116,6 +124,45 @@ async def decide(
     _log(verdict.approval, principal.subject, order.action, channel)
     await carry_out(services, after)
     return Decided(verdict.approval, run)
+
+
+async def _let_through(
+    services: Services, approval_id: UUID, order: Order, principal: Principal, *, channel: str, run_id: UUID | None
+) -> Decided | None:
+    """The common case, without a lock and in company: a first answer that lets a run go on as it is. None: it is
+    another case, or was overtaken; then nothing has happened, and what is to be said is said under the lock."""
+    found = await services.together.to_decide(approval_id, principal.tenant, principal.subject)
+    if found is None or run_id not in (None, found.run.id):
+        return None
+    try:
+        check_live(found.run)
+        verdict = rules.judge(found.approval, order, principal, now=services.db.now(), channel=channel)
+    except HitlError:
+        return None
+    change = _passing(found, verdict, principal, now=services.db.now())
+    if change is None or await services.together.write(change, principal.tenant) is None:
+        return None
+    after = After.nothing()
+    after.changed += [approval_id, change.run.id]
+    if not verdict.approval.is_open:
+        after.wake.append(change.run)
+    _log(verdict.approval, principal.subject, order.action, channel)
+    await carry_out(services, after)
+    return Decided(verdict.approval, change.run)
+
+
+def _passing(found: ToDecide, verdict: Verdict, by: Principal, *, now: datetime) -> Change | None:
+    """What a first approval makes of its run: one vote of several, or its way to the next step."""
+    approval, before = verdict.approval, found.run
+    nonce = secrets.token_hex(16)
+    record = recorded(found.approval, approval, verdict.decision, by, found.seen, nonce=nonce, payload=verdict.payload)
+    run, facts = before, [_fact(approval, verdict, record)]
+    if not approval.is_open:
+        if approval.checkpoint_type not in _REVIEWS:
+            return None
+        run = woken(with_asked(before, approval.checkpoint_type, approval.reasons), now=now)
+        facts.append(queued(run, "decided"))
+    return Change.of(before, run, facts, now=now, more=changes.Decided(approval, verdict.decision, record))
 
 
 async def claim(services: Services, approval_id: UUID, principal: Principal, *, release: bool = False) -> Approval:

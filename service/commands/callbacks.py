@@ -75,6 +75,7 @@ async def take_notice(services: Services, run_id: UUID, number: int, provider_re
             case Notice.STRAY:
                 if call.provider_ref is None:
                     await calls.save(conn, replace(call, provider_ref=provider_ref))
+                    await runs.move_on(conn, run.id)
                 await cancels.add(conn, call, provider_ref)
                 after.cancelling.append(run.id)
             case Notice.ADOPT | Notice.LOOK:
@@ -106,6 +107,7 @@ async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, aft
         run = replace(run, due_at=now, armed=True, fencing_token=run.fencing_token + 1, woken_at=now)
         after.wake.append(run)
     elif not closed:
+        await runs.move_on(conn, run.id)
         return
     await runs.save(conn, run, closed, now=now)
     after.changed.append(run.id)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
@@ -17,6 +18,7 @@ from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
 from service.domain.run import Run, RunStatus, ms_between, woken
+from service.errors import Unavailable
 from service.filestore import FileStore
 from service.logs import get_logger
 from service.notifier import Notifier
@@ -25,13 +27,49 @@ from service.presence import Presence
 from service.providers.registry import Registry
 from service.queue import RunQueue
 from service.sign_on import SignOn
-from service.store import approvals, cancels, runs
-from service.store.database import Conn, Database
+from service.store import approvals, cancels, changes, runs
+from service.store.approvals import ToDecide
+from service.store.batch import Batch
+from service.store.changes import Change, Kind, kind
+from service.store.database import Conn, Database, Scope
+from service.store.runs import NewRun
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = get_logger("commands")
+
+
+class Together:
+    """What the process asks of Postgres in company: many of a kind share a trip and a commit."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._writes: Batch[Kind, Change, bool | None] = Batch(
+            lambda kind, wanted: changes.write_together(db, kind[0], wanted)
+        )
+        self._starts: Batch[str, NewRun, Run] = Batch(self._start)
+        self._decides: Batch[str, tuple[UUID, str], ToDecide | None] = Batch(self._to_decide)
+
+    async def write(self, change: Change, scope: Scope) -> bool | None:
+        """As `changes.write`."""
+        return await self._writes.ask(change, key=kind(scope, change))
+
+    async def start(self, new: NewRun, tenant: str) -> Run:
+        """As `runs.insert`."""
+        return await self._starts.ask(new, key=tenant)
+
+    async def to_decide(self, approval_id: UUID, tenant: str, subject: str) -> ToDecide | None:
+        """As `approvals.to_decide`."""
+        return await self._decides.ask((approval_id, subject), key=tenant)
+
+    async def _start(self, tenant: str, new: Sequence[NewRun]) -> list[Run]:
+        async with (self._db.transaction if self._db.relays else self._db.connection)(tenant) as conn:
+            return await runs.insert_all(conn, new)
+
+    async def _to_decide(self, tenant: str, wanted: Sequence[tuple[UUID, str]]) -> list[ToDecide | None]:
+        async with self._db.connection(tenant) as conn:
+            return await approvals.to_decide(conn, tenant, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +91,10 @@ class Services:
     sign_on: SignOn | None = None
     limits: Limits = field(default_factory=Limits)
     noted: Recent = field(default_factory=Recent)
+    together: "Together" = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "together", Together(self.db))
 
 
 @dataclass(slots=True)
@@ -68,6 +110,12 @@ class After:
     @classmethod
     def nothing(cls) -> "After":
         return cls([], [], [])
+
+    def waking(self, run: Run) -> "After":
+        """With the job of a run that was put down until a moment that is near."""
+        if run.armed:
+            self.wake.append(run)
+        return self
 
 
 async def carry_out(services: Services, after: After) -> None:
@@ -107,10 +155,7 @@ async def each(act: Callable[[T], Awaitable[R]], subjects: Sequence[T], *, at_on
 async def finish(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime, after: After, actor: str) -> Run:
     """Write a run that reached a final status: close its open approvals, let the next in its session go,
     and end what it still has going at its provider, unless it may be taken up again."""
-    closed: list[Fact] = []
-    for open_approval in await approvals.open_of_run(conn, run.id):
-        closed.append(await close_approval(conn, open_approval, now=now, actor=actor))
-        after.changed.append(open_approval.id)
+    closed = await closed_of(conn, run, now=now, actor=actor, after=after)
     run, _ = await runs.save(conn, run, [*closed, *facts], now=now)
     after.changed.append(run.id)
     after.ended.append((run, actor))
@@ -120,6 +165,15 @@ async def finish(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime, 
     if run.session_id is not None:
         await release_next(conn, run.tenant, run.session_id, now=now, after=after)
     return run
+
+
+async def closed_of(conn: Conn, run: Run, *, now: datetime, actor: str, after: After) -> list[Fact]:
+    """Close the open approvals of a run that ends; what there is to tell of it."""
+    closed: list[Fact] = []
+    for open_approval in await approvals.open_of_run(conn, run.id):
+        closed.append(await close_approval(conn, open_approval, now=now, actor=actor))
+        after.changed.append(open_approval.id)
+    return closed
 
 
 async def close_approval(conn: Conn, open_approval: Approval, *, now: datetime, actor: str) -> Fact:
@@ -137,6 +191,14 @@ async def release_next(conn: Conn, tenant: str, session_id: str, *, now: datetim
         saved, _ = await runs.save(conn, ready, [queued(ready)], now=now)
         after.wake.append(saved)
         after.changed.append(saved.id)
+
+
+async def next_turn(services: Services, ended: Run, after: After) -> None:
+    """`release_next` once the end of a run is committed. With Postgres away the sweep does it."""
+    assert ended.session_id is not None
+    with suppress(Unavailable):
+        async with services.db.transaction(ended.tenant) as conn:
+            await release_next(conn, ended.tenant, ended.session_id, now=services.db.now(), after=after)
 
 
 def queued(run: Run, reason: str = "turn") -> Fact:

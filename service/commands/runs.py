@@ -64,19 +64,21 @@ async def start_run(services: Services, order: StartRun, principal: Principal) -
     run, docs = _accepted(services, order, principal)
     limit = await services.limits.of(services.db, principal.tenant)
     after = After.nothing()
-    async with services.db.transaction(principal.tenant) as conn:
-        earlier = await taken(conn, principal.tenant, order.idempotency)
-        if earlier is not None:
-            return Started(UUID(earlier["run_id"]), replayed=True)
-        run = await _take_turn(conn, services, run, order, principal, after)
-        if limit is not None:
-            await tenants.check(conn, limit)
-        created = Fact(EventType.RUN_CREATED, principal.subject, _about(run))
-        run = await runs.insert(conn, run, docs, [created, queued(run, "created")])
-        if order.idempotency is not None:
-            await idempotency.answer(conn, run.tenant, order.idempotency.key, {"run_id": str(run.id)})
-        after.wake.append(run)
-        after.changed.append(run.id)
+    if limit is None and order.idempotency is None and not _has_turn(order):
+        run = await services.together.start((run, docs, _first(run)), principal.tenant)
+    else:
+        async with services.db.transaction(principal.tenant) as conn:
+            earlier = await taken(conn, principal.tenant, order.idempotency)
+            if earlier is not None:
+                return Started(UUID(earlier["run_id"]), replayed=True)
+            run = await _take_turn(conn, services, run, order, principal, after)
+            if limit is not None:
+                await tenants.check(conn, limit)
+            run = await runs.insert(conn, run, docs, _first(run))
+            if order.idempotency is not None:
+                await idempotency.answer(conn, run.tenant, order.idempotency.key, {"run_id": str(run.id)})
+    after.wake.append(run)
+    after.changed.append(run.id)
     log.info("run.created", run_id=str(run.id), tenant=run.tenant, provider=run.provider, actor=run.submitter)
     await carry_out(services, after)
     return Started(run.id, replayed=False)
@@ -206,6 +208,15 @@ def _redacted(agent_tool_config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(entry, dict) and "data" in entry:
             entry["data"] = without(entry["data"])
     return redacted
+
+
+def _first(run: Run) -> list[Fact]:
+    return [Fact(EventType.RUN_CREATED, run.submitter, _about(run)), queued(run, "created")]
+
+
+def _has_turn(order: StartRun) -> bool:
+    """Whether the session's other runs matter to it."""
+    return order.session_id is not None and order.on_active_run != "parallel"
 
 
 async def _take_turn(

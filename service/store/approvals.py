@@ -11,15 +11,17 @@ import asyncpg
 from service.domain.approval import Approval, ApprovalStatus, Decision
 from service.domain.delivery import url_host
 from service.domain.policy import EscalateTo, Reviewers
-from service.domain.record import Recorded
-from service.store import content
-from service.store.content import Pen, Reader
+from service.domain.record import Recorded, Seen
+from service.domain.run import Run
+from service.errors import HitlError
+from service.store import content, runs
+from service.store.content import Pen, Reader, Row
 from service.store.database import Conn
 
 SAID: Final = ("reason", "edits")  # of a decision, under one seal
 
 
-def _of_row(row: asyncpg.Record, read: Reader, decisions: tuple[Decision, ...], erased_at: datetime | None) -> Approval:
+def _of_row(row: Row, read: Reader, decisions: tuple[Decision, ...], erased_at: datetime | None) -> Approval:
     values = dict(row)
     values |= read.values(row, _place("context", row["id"]), "context", ("message", "context", "schema"))
     values["message"], values["context"] = values["message"] or "", values["context"] or {}
@@ -106,6 +108,16 @@ async def insert(conn: Conn, a: Approval) -> None:
     )  # fmt: skip
 
 
+def values(pen: Pen, a: Approval) -> list[Any]:
+    """`id, checkpoint_type … armed` of a run's question, in the order in which `changes` inserts it."""
+    return [
+        a.id, a.checkpoint_type, a.status, list(a.reasons), shown(pen, a), a.payload_sha256, a.user_id, a.session_id,
+        a.submitter, a.reviewers.model_dump(), a.on_timeout, a.timeout_s,
+        a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at, a.created_at,
+        a.expires_at, a.armed,
+    ]  # fmt: skip
+
+
 async def get(conn: Conn, tenant: str, approval_id: UUID) -> Approval | None:
     rows = await conn.fetch("select * from approvals where id = $1 and tenant = $2", approval_id, tenant)
     found = await with_decisions(conn, rows)
@@ -125,6 +137,52 @@ async def lock(conn: Conn, approval_id: UUID, *, tenant: str | None = None) -> A
     )
     found = await with_decisions(conn, rows)
     return found[0] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class ToDecide:
+    """An open approval of a run that nobody has answered yet, its run, and when it was opened by whom."""
+
+    approval: Approval
+    run: Run
+    seen: Seen
+
+
+async def to_decide(conn: Conn, tenant: str, wanted: Sequence[tuple[UUID, str]]) -> list[ToDecide | None]:
+    """Of each approval, for who wants to decide it: as it stands, without a lock; in one trip. None: there is none
+    that is open, or its answer is more than a first one's."""
+    rows = await conn.fetchmany(
+        """
+        select $4::integer as n, r.*, a.id as a_id, a.checkpoint_type as a_checkpoint_type, a.status as a_status,
+            a.reasons as a_reasons, a.message as a_message, a.context as a_context, a.schema as a_schema,
+            a.payload_sha256 as a_payload_sha256, a.user_id as a_user_id, a.session_id as a_session_id,
+            a.submitter as a_submitter, a.reviewers as a_reviewers, a.on_timeout as a_on_timeout,
+            a.timeout_s as a_timeout_s, a.escalate_to as a_escalate_to, a.escalated_at as a_escalated_at,
+            a.remind_after_s as a_remind_after_s, a.remind_at as a_remind_at, a.created_at as a_created_at,
+            a.expires_at as a_expires_at, a.clock_stopped_at as a_clock_stopped_at, a.timer_no as a_timer_no,
+            a.armed as a_armed, a.edited as a_edited, a.claimed_by as a_claimed_by,
+            a.claimed_until as a_claimed_until, a.decided_at as a_decided_at, a.callback_url as a_callback_url,
+            a.version as a_version, a.tenant as a_tenant, a.run_id as a_run_id, k.wrapped,
+            (select min(first_seen_at) from approval_views v where v.approval_id = a.id and v.subject = $3) as by_them,
+            (select min(first_seen_at) from approval_views v where v.approval_id = a.id) as by_anyone
+        from approvals a join runs r on r.id = a.run_id join content_keys k on k.subject = a.run_id
+        where a.id = $1 and a.tenant = $2 and a.status = 'pending'
+          and not exists (select from decisions d where d.approval_id = a.id)
+        """,
+        [(approval_id, tenant, subject, n) for n, (approval_id, subject) in enumerate(wanted)],
+    )
+    found = {row["n"]: _to_decide(conn, row) for row in rows}
+    return [found.get(n) for n in range(len(wanted))]
+
+
+def _to_decide(conn: Conn, row: asyncpg.Record) -> ToDecide | None:
+    own = {name[2:]: value for name, value in row.items() if name.startswith("a_")}
+    try:
+        read = content.reader(conn, row["id"], row["wrapped"])
+        approval = _of_row(own, read, (), None)
+    except HitlError:  # the fault of one: said where it is asked alone
+        return None
+    return ToDecide(approval, runs.of_row(row), Seen(row["by_them"], row["by_anyone"]))
 
 
 async def run_of(conn: Conn, approval_id: UUID) -> tuple[UUID | None] | None:
@@ -179,9 +237,21 @@ async def save(conn: Conn, a: Approval) -> None:
     )  # fmt: skip
 
 
+def said(pen: Pen, approval_id: UUID, decision: Decision) -> str | None:
+    return pen.seal(_place_of(approval_id, decision.actor), reason=decision.reason, edits=decision.edits)
+
+
+def recorded_values(decision: Decision, said: str | None, record: Recorded) -> list[Any]:
+    """`actor, action, edits … nonce` of a decision's row; `said` as it is sealed."""
+    return [
+        decision.actor, decision.action, said, decision.payload_sha256, decision.at, decision.channel, record.role,
+        record.authenticated_by, record.credential, record.seen.by_them, record.position, record.quorum,
+        list(record.changes), record.nonce,
+    ]  # fmt: skip
+
+
 async def add_decision(conn: Conn, approval: Approval, decision: Decision, record: Recorded) -> None:
     pen = await content.pen(conn, approval.run_id or approval.id)
-    said = pen.seal(_place_of(approval.id, decision.actor), reason=decision.reason, edits=decision.edits)
     await conn.execute(
         """
         insert into decisions (approval_id, n, tenant, actor, action, reason, edits, payload_sha256, at, channel,
@@ -189,9 +259,7 @@ async def add_decision(conn: Conn, approval: Approval, decision: Decision, recor
         select $1, coalesce(max(n), 0) + 1, $2, $3, $4, null, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
         from decisions where approval_id = $1
         """,
-        approval.id, approval.tenant, decision.actor, decision.action, said, decision.payload_sha256, decision.at,
-        decision.channel, record.role, record.authenticated_by, record.credential, record.seen.by_them,
-        record.position, record.quorum, list(record.changes), record.nonce,
+        approval.id, approval.tenant, *recorded_values(decision, said(pen, approval.id, decision), record),
     )  # fmt: skip
 
 
@@ -258,17 +326,17 @@ async def inbox(conn: Conn, tenant: str, wanted: InboxFilter, *, limit: int) -> 
     return await with_decisions(conn, rows)
 
 
-async def last_actor(conn: Conn, run_id: UUID, checkpoint_type: str) -> str | None:
-    """Who decided last about this checkpoint of the run."""
-    actor: str | None = await conn.fetchval(
+async def last_actors(conn: Conn, run_id: UUID) -> dict[str, str]:
+    """Who decided last about each checkpoint of the run."""
+    rows = await conn.fetch(
         """
-        select d.actor from approvals a join decisions d on d.approval_id = a.id
-        where a.run_id = $1 and a.checkpoint_type = $2 order by a.created_at desc, d.n desc limit 1
+        select distinct on (a.checkpoint_type) a.checkpoint_type, d.actor
+        from approvals a join decisions d on d.approval_id = a.id
+        where a.run_id = $1 order by a.checkpoint_type, a.created_at desc, d.n desc
         """,
         run_id,
-        checkpoint_type,
     )
-    return actor
+    return {row["checkpoint_type"]: row["actor"] for row in rows}
 
 
 async def find(conn: Conn, approval_id: UUID) -> Approval | None:

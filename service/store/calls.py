@@ -1,7 +1,7 @@
 """Rows of `provider_calls`."""
 
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -57,26 +57,21 @@ async def tries(conn: Conn, run_id: UUID) -> int:
     return count
 
 
-async def intend(conn: Conn, call: ProviderCall) -> None:
-    """The intent, before the first byte; another try of the same call raises its count."""
-    await conn.execute(
-        """
-        insert into provider_calls (run_id, number, tenant, idempotency_key, payload_sha256, status, tries,
-            started_at, deadline_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-        on conflict (run_id, number) do update set status = excluded.status, tries = excluded.tries,
-            started_at = excluded.started_at, deadline_at = excluded.deadline_at, finished_at = null, output = null,
-            problem = null
-        """,
-        call.run_id, call.number, call.tenant, call.idempotency_key, call.payload_sha256, call.status, call.tries,
-        call.started_at, call.deadline_at,
-    )  # fmt: skip
+def values(pen: content.Pen, call: ProviderCall) -> list[Any]:
+    """`number, idempotency_key … copy_tries` of the row, in the order of the table, as `changes` writes it."""
+    return [
+        call.number, call.idempotency_key, call.payload_sha256, call.status, call.tries, call.started_at,
+        call.deadline_at, call.provider_ref, call.finished_at, _sealed(pen, call), call.quality,
+        list(call.safety_flags), call.cost_usd, call.looks, call.copy_tries,
+    ]  # fmt: skip
+
+
+def _sealed(pen: content.Pen, call: ProviderCall) -> str | None:
+    return pen.seal(_place(call.number), output=call.output, raw=call.raw, issues=call.issues, problem=call.problem)
 
 
 async def save(conn: Conn, call: ProviderCall) -> None:
-    values = {"output": call.output, "raw": call.raw, "issues": call.issues, "problem": call.problem}
-    told = any(value is not None for value in values.values())
-    sealed = (await content.pen(conn, call.run_id)).seal(_place(call.number), **values) if told else None
+    sealed = _sealed(await content.pen(conn, call.run_id), call)
     await conn.execute(
         """
         update provider_calls set status = $3, provider_ref = $4, finished_at = $5, output = $6, raw = null,

@@ -81,7 +81,7 @@ class Database:
         self, url: str, *, max_size: int = 10, pooler: bool = False, application: str = "hitl", relays: bool = False,
         vault: object = None,
     ) -> None:  # fmt: skip
-        self._relays = relays
+        self.relays = relays
         self._vault = vault
         self._filled = False
         self._url = url
@@ -215,7 +215,7 @@ class Database:
 
     async def _init(self, conn: Conn) -> None:
         assert isinstance(conn, _Connection)
-        conn.outbox = Outbox(self._relays)
+        conn.outbox = Outbox(self.relays)
         conn.vault = self._vault
         conn.sight = Sight()
         await wall.narrow(conn, conn.sight, lasting=not self._pooler)

@@ -14,11 +14,14 @@ from service.domain.delivery import told, url_host
 from service.domain.event import Event, EventType, Fact, chain
 from service.domain.plan import Documents
 from service.domain.run import STATE_VERSION, Run, RunStatus, Step
-from service.errors import LeaseLost
+from service.errors import HitlError, LeaseLost
 from service.store import content, deliveries, events
 from service.store.database import Conn, outbox
 
 _KNOWN: Final = tuple(field.name for field in fields(Run))  # a later release may have added columns
+
+
+NewRun = tuple[Run, Documents, Sequence[Fact]]
 
 
 def of_row(row: asyncpg.Record) -> Run:
@@ -29,11 +32,15 @@ def of_row(row: asyncpg.Record) -> Run:
 
 
 async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -> Run:
-    """A new run with its documents and first events, in one statement: this is the start's hot path."""
-    run, first = chain(run, facts, at=run.created_at)
-    pen, wrapped = content.new_pen(conn, run.id)
-    asked = pen.seal("run_documents.run_input", run_input=docs.run_input, tool_config=docs.tool_config)
-    await conn.execute(
+    """A new run with its documents and first events."""
+    return (await insert_all(conn, [(run, docs, facts)]))[0]
+
+
+async def insert_all(conn: Conn, new: Sequence[NewRun]) -> list[Run]:
+    """New runs, in one statement each and one trip: this is the start's hot path. With messages to the outside
+    it needs a transaction around it."""
+    chained = [(*chain(run, facts, at=run.created_at), docs) for run, docs, facts in new]
+    await conn.executemany(
         """
         with key as (
             insert into content_keys (subject, tenant, wrapped) values ($1, $2, $41)),
@@ -51,19 +58,28 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
             $20, $21, $22, $23, $24, $25, $26, $39, $40)
         """,
+        [_new(conn, run, docs, first) for run, first, docs in chained],
+    )
+    for run, first, _ in chained:
+        await tell(conn, run, first)
+    return [run for run, _, _ in chained]
+
+
+def _new(conn: Conn, run: Run, docs: Documents, first: Sequence[Event]) -> list[Any]:
+    pen, wrapped = content.new_pen(conn, run.id)
+    return [
         run.id, run.tenant, run.status, run.step, run.version, run.fencing_token, run.due_at, run.status_since,
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
-        asked, policy.dump(docs.config), {}, docs.sealed,
+        pen.seal("run_documents.run_input", run_input=docs.run_input, tool_config=docs.tool_config),
+        policy.dump(docs.config), {}, docs.sealed,
         pen.url("run_documents.callback_url", docs.callback_url, url_host(docs.callback_url)),
         *events.columns(first), STATE_VERSION, docs.callback_url is not None, wrapped,
-    )  # fmt: skip
-    await _tell(conn, run, first)
-    return run
+    ]  # fmt: skip
 
 
-async def _tell(conn: Conn, run: Run, appended: Sequence[Event]) -> None:
+async def tell(conn: Conn, run: Run, appended: Sequence[Event]) -> None:
     """Write the messages that tell these events to the outside, where anybody is told."""
     box = outbox(conn)
     if box.relays or run.calls_back is not False:
@@ -156,6 +172,67 @@ async def claim(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> 
     return of_row(row) if row else None
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a worker has to know of a run beside its row. `actors`: who decided last, by checkpoint; `tries`: how often
+    its provider was called, over all its calls; `called`: whether its current call was begun."""
+
+    docs: Documents
+    actors: Mapping[str, str]
+    tries: int
+    called: bool
+
+
+async def claim_all(
+    conn: Conn, run_ids: Sequence[UUID], *, worker_id: str, lease_s: float
+) -> dict[UUID, tuple[Run, Loaded | None]]:
+    """As `claim`, of each, in one statement each and one trip. Nobody is waited for: one that somebody has locked just
+    now is not among them, due or not. What cannot be opened is no reason to forget that it was claimed: it is None.
+    """
+    rows = await conn.fetchmany(
+        """
+        with due as (
+            select id from runs where id = $1 and status in ('queued', 'awaiting_provider', 'paused')
+               and lease_until is null and state_version <= $4 and due_at <= now() + interval '0.25 s'
+            for no key update skip locked),
+        taken as (
+            update runs set
+                queue_ms = queue_ms + case when status = 'queued'
+                    then greatest(0, extract(epoch from now() - greatest(status_since, due_at)) * 1000)::bigint
+                    else 0 end,
+                provider_ms = provider_ms + case when status = 'awaiting_provider'
+                    then greatest(0, extract(epoch from now() - status_since) * 1000)::bigint else 0 end,
+                status = case when status = 'paused' then 'paused' else 'running' end,
+                status_since = case when status = 'paused' then status_since else now() end,
+                fencing_token = fencing_token + 1, version = version + 1,
+                lease_until = now() + $3, worker_id = $2, due_at = null, armed = false,
+                claimed_at = now(), updated_at = now(), state_version = $4
+            where id = (select id from due)
+            returning *)
+        select r.*, d.run_id, d.run_input, d.hitl_config, d.tool_config, d.sealed, d.description, d.payload, d.output,
+            d.raw_response, d.result, d.callback_url, k.wrapped, e.at as erased_at,
+            (select coalesce(sum(tries), 0)::int from provider_calls where run_id = $1) as tries,
+            exists (select from provider_calls where run_id = $1 and number = r.call_no) as called,
+            case when r.asked <> '{}' then (
+                select json_object_agg(checkpoint_type, actor) from (
+                    select distinct on (a.checkpoint_type) a.checkpoint_type, s.actor
+                    from approvals a join decisions s on s.approval_id = a.id
+                    where a.run_id = $1 order by a.checkpoint_type, a.created_at desc, s.n desc) last) end as actors
+        from taken r join run_documents d on d.run_id = r.id left join content_keys k on k.subject = r.id
+        left join erased_content e on e.subject = r.id
+        """,
+        [(run_id, worker_id, timedelta(seconds=lease_s), STATE_VERSION) for run_id in run_ids],
+    )
+    return {row["id"]: (of_row(row), _loaded(conn, row)) for row in rows}
+
+
+def _loaded(conn: Conn, row: asyncpg.Record) -> Loaded | None:
+    try:
+        return Loaded(_documents(conn, row), row["actors"] or {}, row["tries"], row["called"])
+    except HitlError:
+        return None
+
+
 async def claim_mine(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
     """The run that this worker has claimed without hearing of it, under a new token: two who ask, one wins."""
     row = await conn.fetchrow(
@@ -175,8 +252,8 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     """Write a run that this transaction has locked, its new events, and the messages that tell them to the outside.
     Returns run and events as they stand."""
     run, appended = chain(run, facts, at=now)
-    stored = await _stored(conn, run, appended)
-    error = await _sealed_error(conn, run)
+    told = await stored(conn, run, appended)
+    error = await sealed_error(conn, run)
     await conn.execute(
         """
         with appended as (
@@ -195,13 +272,18 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
         run.paused_at, run.status_since, run.woken_at, run.released_at, run.event_seq, run.event_hash,
         run.call_no, run.completed_steps, run.asked, run.payload_sha256, run.finished_at, run.queue_ms,
         run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, error, now, run.tenant,
-        *events.columns(stored), STATE_VERSION,
+        *events.columns(told), STATE_VERSION,
     )  # fmt: skip
-    await _tell(conn, run, appended)
+    await tell(conn, run, appended)
     return run, appended
 
 
-async def _stored(conn: Conn, run: Run, appended: list[Event]) -> list[Event]:
+async def move_on(conn: Conn, run_id: UUID) -> None:
+    """What belongs to the run was changed under its lock: whoever read it before is to look again."""
+    await conn.execute("update runs set version = version + 1 where id = $1", run_id)
+
+
+async def stored(conn: Conn, run: Run, appended: Sequence[Event]) -> Sequence[Event]:
     """The events as they are stored: what a provider told of its answer so far is sealed."""
     if not any(event.type == EventType.PROVIDER_PROGRESS for event in appended):
         return appended
@@ -209,7 +291,7 @@ async def _stored(conn: Conn, run: Run, appended: list[Event]) -> list[Event]:
     return [pen.told(event) for event in appended]
 
 
-async def _sealed_error(conn: Conn, run: Run) -> Mapping[str, Any] | None:
+async def sealed_error(conn: Conn, run: Run) -> Mapping[str, Any] | None:
     """What ended the run in people's or a provider's words is content; the rest of the error is the record."""
     if run.error is None or run.error["message"] is None or is_sealed(run.error["message"]):
         return run.error
@@ -312,9 +394,21 @@ async def record_steps(conn: Conn, run: Run, records: Sequence[StepRecord]) -> N
         from unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
             with ordinality as s (step, status, at, actor, message, n)
         """,
-        run.tenant, run.id, [r.step for r in records], [r.status for r in records], [r.at for r in records],
-        [r.actor for r in records], [r.message for r in records],
-    )  # fmt: skip
+        run.tenant,
+        run.id,
+        *columns_of_steps(records),
+    )
+
+
+def columns_of_steps(records: Sequence[StepRecord]) -> tuple[list[Any], ...]:
+    """As `events.columns`: `step, status, at, actor, message`."""
+    return (
+        [r.step for r in records],
+        [r.status for r in records],
+        [r.at for r in records],
+        [r.actor for r in records],
+        [r.message for r in records],
+    )
 
 
 async def steps_of(conn: Conn, run_ids: Sequence[UUID]) -> dict[UUID, list[StepRecord]]:
