@@ -214,10 +214,10 @@ async def claim_all(
             (select coalesce(sum(tries), 0)::int from provider_calls where run_id = $1) as tries,
             exists (select from provider_calls where run_id = $1 and number = r.call_no) as called,
             case when r.asked <> '{}' then (
-                select json_object_agg(checkpoint_type, actor) from (
-                    select distinct on (a.checkpoint_type) a.checkpoint_type, s.actor
-                    from approvals a join decisions s on s.approval_id = a.id
-                    where a.run_id = $1 order by a.checkpoint_type, a.created_at desc, s.n desc) last) end as actors
+                select json_object_agg(checkpoint_type, actor order by created_at) from (
+                    select a.checkpoint_type, a.created_at, (select s.actor from decisions s
+                        where s.approval_id = a.id order by s.n desc limit 1) as actor
+                    from approvals a where a.run_id = $1) decided where actor is not null) end as actors
         from taken r join run_documents d on d.run_id = r.id left join content_keys k on k.subject = r.id
         left join erased_content e on e.subject = r.id
         """,
