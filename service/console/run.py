@@ -11,12 +11,12 @@ from service.commands import history, runs
 from service.commands.history import History
 from service.console import live, run_words
 from service.console.deciding import reason_of
-from service.console.drawing import draw
+from service.console.drawing import draw, length
 from service.console.media import media_of
 from service.console.page import Page, Visit
 from service.console.rendering import as_json
 from service.domain.event import wire
-from service.domain.principal import Permission
+from service.domain.principal import Permission, reserved
 from service.domain.revision import Revision
 from service.domain.run import Run, RunStatus
 from service.domain.text import visible_json
@@ -25,6 +25,7 @@ from service.store.history import Told
 
 MAX_SHOWN: Final = 20_000
 """Characters of a value that the page shows; the whole is behind the disclosures of raw JSON."""
+MAX_PROGRESS: Final = 400
 MAX_CHANGES: Final = 100
 DONE: Final = {"pause": "Paused", "resume": "It goes on", "requeue": "Requeued", "cancel": "Cancelled"}
 
@@ -131,7 +132,9 @@ async def _page(visit: Visit, refusal: HitlError | None = None) -> Response:
         media=media_of([_output(found), docs.payload, docs.run_input.get("attachments")], found.files),
         so_far=_so_far(found),
         said=run_words,
+        length=length,
         cut=_cut,
+        end=_end,
         wanted=wanted,
         who_did=_who_did(found),
         query=_query(wanted),
@@ -178,7 +181,7 @@ def _so_far(found: History) -> str | None:
         return None
     told = last.data.get("text")
     text = told if isinstance(told, str) else as_json({n: v for n, v in last.data.items() if n not in _STANDS})
-    return text if len(text) <= MAX_SHOWN else "…" + text[-MAX_SHOWN:]
+    return _end(text, MAX_SHOWN)
 
 
 _STANDS: Final = ("run_status", "current_step")
@@ -187,9 +190,16 @@ _STANDS: Final = ("run_status", "current_step")
 def _who_did(found: History) -> tuple[str, Any] | None:
     """Who made the run what it is, and when, where a person did."""
     last = next((event for event in reversed(found.moves) if event.type.startswith("run.")), None)
-    if last is None or last.actor == "system" or last.data.get("run_status") != found.run.status:
+    if last is None or last.data.get("run_status") != found.run.status:
+        return None
+    if last.actor == "system" or reserved(last.actor):
         return None
     return last.actor, last.at
+
+
+def _end(text: str, most: int = MAX_PROGRESS) -> str:
+    """The end of a text that grows."""
+    return text if len(text) <= most else "…" + text[-most:]
 
 
 def _cut(value: Any) -> str:

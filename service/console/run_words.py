@@ -5,14 +5,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from service.console import words
-from service.console.drawing import length
 from service.domain.approval import ApprovalStatus
 from service.domain.call import CallStatus
 from service.domain.event import Event, EventType
 from service.domain.run import RunStatus, Step
 from service.domain.timeline import Kind, Lane
-
-__all__ = ["length"]
 
 _E = EventType
 

@@ -251,6 +251,34 @@ async def test_its_session_and_its_approval_lead_to_each_other(office: Office) -
     await expect(page).to_have_url(f"{office.secured.url}/approvals/{approval_id}")
 
 
+async def test_media_of_ones_own_is_shown_and_what_lies_elsewhere_is_never_loaded(office: Office) -> None:
+    program, run_id, approval_id = await waiting(office)
+    picture = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    await decide(program, approval_id, "edit", edits={"look": picture, "like": "https://example.com/a.png"})
+    await settled(program, run_id, "completed")
+    page = await office.person()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto(f"/runs/{run_id}")
+
+    await expect(page.locator("#media img")).to_have_attribute("src", picture)
+    await expect(page.locator("#media a[rel~=noopener]")).to_have_attribute("href", "https://example.com/a.png")
+    assert not [url for url in asked if "example.com" in url]
+
+
+async def test_silence_is_nobodys_doing(office: Office) -> None:
+    program = await office.program()
+    run_id = await start(program, run_body(echo(EXAMPLE), **ASKS, timeout_seconds=1))
+    await settled(program, run_id, "cancelled")
+    page = await office.person()
+    await page.goto(f"/runs/{run_id}")
+
+    await expect(page.locator("#now")).to_contain_text("nobody answered in time")
+    await expect(page.locator("#now")).not_to_contain_text(" by ")
+    await expect(page.locator("#asked")).to_contain_text("Nobody answered by")
+    await expect(page.locator(".lanes .human")).to_contain_text("expired")
+
+
 async def test_what_a_provider_refuses_says_why_and_cannot_be_requeued(office: Office, provider: Any) -> None:
     provider.script[:] = [(403, {"error": "no such key"})]
     program = await office.program()

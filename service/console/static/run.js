@@ -6,11 +6,11 @@
   function press(...acts) {
     const form = acts.map(formOf).find(Boolean);
     if (form) form.requestSubmit();
-    else page.say(`This run cannot be ${{ pause: "paused", requeue: "requeued" }[acts[0]]} now.`, { bad: true });
+    else page.say(`This run cannot be ${{ pause: "paused", requeue: "requeued" }[acts[0]]} now, or not by you.`, { bad: true });
   }
   function toCancel() {
     const cancel = document.getElementById("cancel");
-    if (!cancel) return page.say("This run cannot be cancelled now.", { bad: true });
+    if (!cancel) return page.say("This run cannot be cancelled now, or not by you.", { bad: true });
     cancel.open = true;
     cancel.querySelector("textarea").focus();
   }
