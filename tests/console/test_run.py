@@ -15,6 +15,7 @@ from service.store import runs
 from service.store.purge import Kept
 from tests.conftest import at, behind, decide, echo, http_tool, run_body, settled, start
 from tests.console.conftest import Office, csrf, new_tenant, sign_in
+from tests.console.test_pages import violations
 
 ASKS = {"policy": "require_human", "allowed_steps": ["payload_review"]}
 EXAMPLE = {"prompt": "s", "num_outputs": 1}
@@ -290,6 +291,27 @@ async def test_what_a_provider_refuses_says_why_and_cannot_be_requeued(office: O
     await expect(page.locator("#now")).to_contain_text("provider_rejected")
     await expect(page.locator("#calls")).to_contain_text("the provider refused the call")
     await expect(page.get_by_role("button", name="Requeue")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_where_one_can_act_and_nothing_is_too_wide(office: Office, scheme: Any) -> None:
+    _, run_id, _ = await waiting(office)
+    page = await keeper(office, color_scheme=scheme, viewport={"width": 360, "height": 740})
+    await page.goto(f"/runs/{run_id}")
+    await page.keyboard.press("x")
+    found = {"cancel": await violations(page)}
+    await page.get_by_role("button", name="Pause").click()
+    await expect(state(page)).to_have_text("Paused")
+    await page.locator("#raw-run summary").click()
+    await expect(page.locator("#raw-run pre")).to_contain_text('"status": "paused"')
+    found["paused"] = await violations(page)
+    wider: int = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    await page.locator("#main").focus()
+    await page.keyboard.press("?")
+    found["keys"] = await violations(page)
+
+    assert {name: told for name, told in found.items() if told} == {}
+    assert wider <= 0
 
 
 async def test_what_was_erased_says_so_and_shows_nothing_of_it(office: Office) -> None:
