@@ -14,7 +14,7 @@ from playwright.async_api import Browser, async_playwright
 
 from service.embedded import lease
 from service.store.migrate import migrate
-from tests.conftest import WORKER, at, base_env, echo, process, run_body, start, web
+from tests.conftest import WORKER, at, base_env, decide, echo, process, run_body, settled, start, web
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1120, "height": 760}
@@ -59,6 +59,23 @@ async def fill(client: httpx2.AsyncClient) -> str:
     return shown
 
 
+async def told(client: httpx2.AsyncClient) -> str:
+    """A run with a story: edited, tried again after a fault, its output approved."""
+    tool = echo(EXAMPLE, schema=SCHEMA, cost_usd=0.04, latency_seconds=2, fail=[{"status": 503}])
+    asks = {"policy": "require_human", "allowed_steps": ["payload_review", "response_review"]}
+    body = run_body(tool, prompt=PROMPTS[1], **asks)  # type: ignore[arg-type]
+    run_id = await start(client, {**body, "user_id": "tom", "session_id": "harbour-26"})
+    first = await at(client, run_id, "payload_review")
+    await asyncio.sleep(3)  # a wait that is long enough to be drawn
+    edits = {"aspect_ratio": "16:9", "num_outputs": 3}
+    await decide(client, first["approval_id"], "edit", edits=edits, reason="The posters are wide.")
+    second = await at(client, run_id, "response_review")
+    await asyncio.sleep(2)
+    await decide(client, second["approval_id"], "approve")
+    await settled(client, run_id, "completed")
+    return run_id
+
+
 async def take(browser: Browser, url: str, pages: dict[str, str]) -> None:
     for scheme in ("light", "dark"):
         context = await browser.new_context(base_url=url, viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
@@ -72,8 +89,9 @@ async def take(browser: Browser, url: str, pages: dict[str, str]) -> None:
 
 async def picture(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url, timeout=70, trust_env=False) as client:
+        run_id = await told(client)
         approval_id = await fill(client)
-    pages = {"inbox": "/", "approval": f"/approvals/{approval_id}"}
+    pages = {"inbox": "/", "approval": f"/approvals/{approval_id}", "run": f"/runs/{run_id}"}
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         await take(browser, url, pages)

@@ -1,5 +1,6 @@
 """Text of others, made safe to judge by: what would turn or hide it is made visible."""
 
+import json
 import unicodedata
 
 
@@ -8,6 +9,13 @@ def visible(text: str) -> str:
     if text.isprintable():  # nearly all text is, and pages have much of it
         return text
     return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in text)
+
+
+def visible_json(text: str) -> str:
+    """The same JSON, with such characters in its strings escaped."""
+    if text.isprintable():
+        return text
+    return "".join(json.dumps(c)[1:-1] if _hidden(c) else c for c in text)
 
 
 def _hidden(char: str) -> bool:

@@ -68,12 +68,16 @@ async def every_page(program: Any) -> dict[str, str]:
     await program.post(f"/hitl/approvals/{first['approval_id']}/decision", json={"action": "approve"})
     second = await at(program, run_id, "response_review")
     open_id = await ask(program, "Still open", reviewers={"quorum": 2})
+    ended = await start(program, run_body(echo(SHAPES, fail=[{"status": 400, "message": "no such model"}])))
+    await settled(program, ended, "failed")
     return {
         "inbox": "/",
         "inbox filtered": "/?user=nobody",
         "open": f"/approvals/{open_id}",
         "decided": f"/approvals/{first['approval_id']}",
         "output": f"/approvals/{second['approval_id']}",
+        "run": f"/runs/{run_id}",
+        "run that ended": f"/runs/{ended}?progress=1",
         "refusal": "/approvals/none",
     }
 
@@ -152,7 +156,32 @@ async def test_hostile_text_stays_text_everywhere(office: Office) -> None:
     await page.get_by_role("button", name="See what changes").click()
     await expect(page.get_by_role("alert").first).to_contain_text("Nothing is changed")
     assert await page.locator("main img, main svg, main script").count() == 0
+    await hostile_runs(office, page, str(approval["run_id"]), str(output["run_id"]))
     # the fixture asserts that no dialog opened, nothing threw and the policy had nothing to refuse
+
+
+async def hostile_runs(office: Office, page: Page, rejected: str, waits: str) -> None:
+    """The pages of runs that are hostile in what people, programs and a provider say."""
+    program = await office.program()
+    refused = await start(program, run_body(echo(fail=[{"status": 422, "message": CANARY}]), prompt=CANARY))
+    await at(program, refused, "error_recovery")
+    for run_id in (rejected, waits, refused):
+        await page.goto(f"/runs/{run_id}?before={CANARY.replace('#', '')}")
+        await expect(page.get_by_text(CANARY).first).to_be_visible()
+        await expect(page.locator(f"#{'now' if run_id == rejected else 'calls'}")).to_contain_text(
+            CANARY if run_id != waits else "answered"
+        )
+        for part in ("run", "events", "response"):
+            await page.locator(f"#raw-{part} summary").click()
+            await expect(page.locator(f"#raw-{part} pre")).not_to_be_empty()
+        assert await page.locator("main img, main script, main [onload], main [onerror]").count() == 0
+    boss = await office.person("boss", role="admin")
+    await boss.goto(f"/runs/{waits}")
+    await boss.get_by_text("Cancel…").click()
+    await boss.get_by_label("Reason").fill(CANARY)
+    await boss.get_by_role("button", name="Cancel the run").click()
+    await expect(boss.locator("#now")).to_contain_text(CANARY)
+    assert await boss.locator("main img, main script, main [onload], main [onerror]").count() == 0
 
 
 async def test_text_that_hides_or_turns_is_spelled_out(office: Office) -> None:
@@ -223,7 +252,9 @@ async def test_the_pages_do_not_move_while_they_load(office: Office) -> None:
           for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
         }).observe({ type: "layout-shift", buffered: true });
     """)
-    for path in ("/", await page.locator(".row a[data-row]").first.get_attribute("href") or ""):
+    run_id = await start(program, run_body(echo(), policy="require_human"))
+    await at(program, run_id, "information_review")
+    for path in ("/", await page.locator(".row a[data-row]").first.get_attribute("href") or "", f"/runs/{run_id}"):
         await page.goto(path)
         await page.wait_for_function("document.documentElement.classList.contains('live')")
         moved: float = await page.evaluate("window.moved")

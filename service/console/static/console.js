@@ -70,7 +70,7 @@
     else if (old.matches("input, textarea") && old.value !== old.defaultValue) fresh.value = old.value;
     else if (old.matches("details") && old.open !== fresh.open) fresh.open = old.open;
     else if (old.matches("select") && document.activeElement === old) return false;
-    else if (old.matches("dialog[open]")) return false;
+    else if (old.matches("dialog[open], [data-loads][open]")) return false;
     return true;
   }
   let loading = null;
