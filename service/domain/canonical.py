@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -64,7 +65,7 @@ def _spelled_alike(value: JSON) -> bool:
             nodes.extend(node.values())
         elif kind is list or kind is tuple:
             nodes.extend(node)
-        elif kind not in _SPELLED_ALIKE:
+        elif kind not in _SPELLED_ALIKE and not issubclass(kind, StrEnum):
             return False
     return True
 
