@@ -55,7 +55,7 @@ async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -
         run.woken_at, run.event_seq, run.event_hash, run.asked, run.provider, run.tool, run.submitter,
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
-        asked, policy.dump(docs.config), {}, docs.sealed,
+        asked, policy.stored(docs.config), {}, docs.sealed,
         pen.url("run_documents.callback_url", docs.callback_url, url_host(docs.callback_url)),
         *events.columns(first), STATE_VERSION, docs.callback_url is not None, wrapped,
     )  # fmt: skip
