@@ -501,9 +501,9 @@ async def plant(site: Runtime) -> None:
             select $1, 'default', e.* from unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::json[],
                 $7::text[], $8::text[]) as e
             """,
-            run.id,
-            *events.columns(told),
-        )
+            run.id, *([getattr(e, name) for e in told] for name in ("seq", "at", "type", "actor", "data", "prev_hash",
+                "hash")),
+        )  # fmt: skip
         await conn.execute(
             "update runs set event_seq = $2, event_hash = $3 where id = $1", run.id, run.event_seq, run.event_hash
         )

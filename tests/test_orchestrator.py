@@ -30,7 +30,7 @@ from service.providers.protocol import Request
 from service.providers.registry import Registry
 from service.queue import QUEUE_NAME, RunQueue, connect
 from service.runtime import Runtime
-from service.store import approvals, calls, runs
+from service.store import approvals, calls, events, runs
 from service.store.database import EVERY
 from service.worker import Heartbeat
 from tests.acting import AUTO, becomes, begin, docs_of, look, sql, story, within, worker
@@ -698,9 +698,9 @@ async def test_events_have_no_gaps_whatever_happened(empty: Runtime, gated: Gate
     await worker(empty, "w2").advance(run_id)
     await becomes(empty, run_id, "completed")
     async with empty.services.db.connection(EVERY) as conn:
-        rows = await conn.fetch("select seq, prev_hash, hash from events where run_id = $1 order by seq", run_id)
-    assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
-    assert [row["prev_hash"] for row in rows[1:]] == [row["hash"] for row in rows[:-1]]
+        told = await events.after(conn, DEV.tenant, run_id, 0, limit=1000)
+    assert [event.seq for event in told] == list(range(1, len(told) + 1))
+    assert [event.prev_hash for event in told[1:]] == [event.hash for event in told[:-1]]
 
 
 async def test_a_sweep_finds_nothing_to_do_about_a_waiting_run(empty: Runtime) -> None:

@@ -1,6 +1,6 @@
 """Content, sealed: what people and providers wrote, readable only with the key of its run.
 
-AES-256-GCM under a random key for each run; what is larger is packed first, because sealed bytes do not pack.
+AES-256-GCM under a random key for each run; it is packed first, because sealed bytes do not pack.
 `place` says which value of which row it is and is bound in: a value that was moved elsewhere does not open.
 """
 
@@ -14,13 +14,14 @@ import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from service.domain.packing import packed, unpacked
+
 MARK: Final = "hitl-sealed:"  # how a sealed value begins where text is stored
 URL_MARK: Final = "sealed"  # the scheme of a sealed URL: its host stays to be read
 ERASED: Final = "content_erased"
 SEALED: Final = "sealed"
-PACKED_FROM: Final = 512
 KEY_BYTES: Final = 32
-_PLAIN, _PACKED = b"\x01", b"\x02"
+_PLAIN, _ZLIB, _PACKED = b"\x01", b"\x02", b"\x03"  # `_ZLIB`: of before `packing`
 _NONCE_BYTES: Final = 12
 
 
@@ -33,7 +34,8 @@ def new_key() -> bytes:
 
 
 def seal_bytes(key: bytes, place: str, raw: bytes) -> bytes:
-    kind, body = (_PLAIN, raw) if len(raw) <= PACKED_FROM else (_PACKED, zlib.compress(raw, 1))
+    small = packed(raw)
+    kind, body = (_PACKED, small) if len(small) < len(raw) else (_PLAIN, raw)
     nonce = secrets.token_bytes(_NONCE_BYTES)
     return kind + nonce + AESGCM(key).encrypt(nonce, body, kind + place.encode())
 
@@ -45,12 +47,14 @@ def open_bytes(key: bytes, place: str, sealed: bytes) -> bytes:
         raw = AESGCM(key).decrypt(nonce, body, kind + place.encode())
     except (InvalidTag, ValueError) as error:
         raise Unreadable(place) from error
-    return zlib.decompress(raw) if kind == _PACKED else raw
+    if kind == _PACKED:
+        return unpacked(raw)
+    return zlib.decompress(raw) if kind == _ZLIB else raw
 
 
 def are_sealed(raw: bytes) -> bool:
     """JSON never begins so."""
-    return raw[:1] in (_PLAIN, _PACKED)
+    return raw[:1] in (_PLAIN, _ZLIB, _PACKED)
 
 
 def seal(key: bytes, place: str, value: Any) -> str:

@@ -36,6 +36,13 @@ class EventType(StrEnum):
 
 
 STANDS: Final = ("run_status", "current_step")  # what `chain` adds to the data of each event
+# How these two are kept: a number, 16 times the place of the one and the place of the other. Places are never changed.
+_STATUSES: Final = (
+    "queued", "running", "awaiting_human", "awaiting_provider", "paused", "completed", "failed", "cancelled",
+)  # fmt: skip
+_STEPS: Final = ("information_review", "payload_review", "api_call", "response_review", "completed")
+_NUMBERS: Final = {(status, step): 16 * n + m for n, status in enumerate(_STATUSES) for m, step in enumerate(_STEPS)}
+_STANDING: Final = {number: dict(zip(STANDS, words, strict=True)) for words, number in _NUMBERS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,16 @@ def event_hash(event: Event) -> str:
 def said(data: Mapping[str, Any]) -> dict[str, Any]:
     """The data of an event as its fact had it, without what `chain` added."""
     return {name: value for name, value in data.items() if name not in STANDS}
+
+
+def shortened(data: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The data of an event of `chain` as it is kept: what its fact said, and a number for how it left the run."""
+    return said(data), _NUMBERS[data[STANDS[0]], data[STANDS[1]]]
+
+
+def lengthened(data: Any, number: int | None) -> Any:
+    """The data of an event, of what is kept of it; as it is where no such number, or no object, is kept."""
+    return {**data, **_STANDING[number]} if number in _STANDING and isinstance(data, dict) else data
 
 
 def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[Event]]:

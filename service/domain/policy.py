@@ -197,10 +197,43 @@ def _flagged(config: HitlConfig, flags: Iterable[str]) -> list[str]:
 
 
 def dump(config: HitlConfig) -> dict[str, Any]:
-    """The config as JSON, every default written out, so that a later default changes no run."""
+    """The config as JSON, every default written out."""
     return config.model_dump(mode="json")
 
 
+# What a config that says nothing means, by the name under which stored ones refer to it: a later default changes no
+# run. Whoever changes or adds one adds another set.
+_SAID_NOTHING: Final[Mapping[int, Mapping[str, Any]]] = {
+    1: {
+        "policy": "auto_with_thresholds",
+        "allowed_steps": ["information_review", "payload_review", "response_review"],
+        "timeout_seconds": 86_400,
+        "on_timeout": "reject",
+        "escalate_to": None,
+        "remind_after_seconds": None,
+        "auto_approve_confidence_threshold": 0.9,
+        "review_thresholds": {"max_cost_usd": None, "response_quality_min": None},
+        "max_payload_changes": 5,
+        "max_information_rounds": 3,
+        "require_approval_safety_flags": ["nsfw", "pii", "copyright", "content_filter", "refusal"],
+        "reviewers": {"users": [], "groups": [], "quorum": 1, "allow_self_approval": None},
+        "checkpoints": {},
+        "run_timeout_seconds": None,
+    },
+}
+_LATEST: Final = max(_SAID_NOTHING)
+
+
+def stored(config: HitlConfig) -> dict[str, Any]:
+    """The config as it is kept: what it says beside a set of defaults, which is named."""
+    usual = _SAID_NOTHING[_LATEST]
+    return {"defaults": _LATEST, **{name: value for name, value in dump(config).items() if value != usual[name]}}
+
+
 def load(document: Mapping[str, Any]) -> HitlConfig:
-    """A stored config; validated leniently, as it was checked when it came in."""
-    return HitlConfig.model_validate(document, strict=False)
+    """A stored config, in short or, by a release of before, written out; validated leniently, as it was checked when
+    it came in."""
+    said = dict(document)
+    if "defaults" in said:
+        said = {**_SAID_NOTHING[said.pop("defaults")], **said}
+    return HitlConfig.model_validate(said, strict=False)

@@ -29,7 +29,7 @@ class Step(StrEnum):
     COMPLETED = "completed"
 
 
-STATE_VERSION: Final = 2  # raised by a release whose runs an earlier one could not take on
+STATE_VERSION: Final = 3  # raised by a release whose runs an earlier one could not take on
 STEPS: Final = tuple(Step)
 TOTAL_STEPS: Final = 4
 

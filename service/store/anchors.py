@@ -64,7 +64,8 @@ async def changed(conn: Conn, since: str, *, beyond: UUID | None, limit: int) ->
     """Where the chains end that `since` did not see whole, in the order of runs."""
     rows = await conn.fetch(
         """
-        select distinct on (run_id) run_id, tenant, seq, hash from events
+        select distinct on (run_id) run_id, tenant, seq, coalesce(nullif(hash, ''), encode(digest, 'hex')) as hash
+        from events
         where xid >= pg_snapshot_xmin($1::text::pg_snapshot) and not pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
           and xid < pg_snapshot_xmax(pg_current_snapshot())  -- not what a restore brought from another server
           and ($2::uuid is null or run_id > $2)

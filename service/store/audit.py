@@ -8,7 +8,7 @@ import asyncpg
 import orjson
 
 from service.domain.audit import Head
-from service.domain.event import Event
+from service.domain.event import Event, said
 from service.store import content
 from service.store.database import Conn
 
@@ -30,7 +30,8 @@ async def chains(conn: Conn, *, tenant: str | None, run_id: UUID | None) -> Asyn
     found: list[Found] = []
     query = """
         select r.id, r.event_seq, r.event_hash, r.tenant as of, e.run_id, e.seq, e.tenant, e.type, e.at, e.actor,
-               e.data::text as data, e.prev_hash, e.hash, k.wrapped, x.subject is not null as erased
+               e.data::text as data, e.stands, e.prev_hash, k.wrapped, x.subject is not null as erased,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash
         from runs r left join events e on e.run_id = r.id
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         left join erased_content x on x.subject = e.run_id and e.type = 'provider.progress'
@@ -43,13 +44,14 @@ async def chains(conn: Conn, *, tenant: str | None, run_id: UUID | None) -> Asyn
                 yield head, found
             head, found = Head(str(row["id"]), row["event_seq"], row["event_hash"], row["of"]), []
         if row["run_id"] is not None:
-            found.append(_of_row(conn, row))
+            found.append(_of_row(conn, row, found[-1].hash if found else ""))
     if head is not None:
         yield head, found
 
 
-def _of_row(conn: Conn, row: asyncpg.Record) -> Found:
+def _of_row(conn: Conn, row: asyncpg.Record, last: str) -> Found:
     data = orjson.loads(row["data"])
-    event = content.event_of(conn, {**row, "data": data})
+    event = content.event_of(conn, {**row, "data": data, "prev_hash": row["prev_hash"] or last})
     values = {name: getattr(event, name) for name in Event.__slots__}
-    return Found(**values, spelt=orjson.dumps(data) == row["data"].encode(), erased=row["erased"])
+    twice = row["stands"] is not None and isinstance(data, dict) and said(data) != data
+    return Found(**values, spelt=orjson.dumps(data) == row["data"].encode() and not twice, erased=row["erased"])

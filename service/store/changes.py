@@ -35,9 +35,9 @@ stands as (
     where id = (select id from held)
     returning id, tenant, session_id),
 appended as (
-    insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
+    insert into events (run_id, tenant, seq, at, type, actor, data, stands, digest)
     select h.id, h.tenant, e.* from held h, unnest($30::bigint[], $31::timestamptz[], $32::text[], $33::text[],
-        $34::json[], $35::text[], $36::text[]) as e),
+        $34::json[], $35::smallint[], $36::bytea[]) as e),
 passed as (
     insert into steps (tenant, run_id, n, step, status, at, actor, message)
     select h.tenant, h.id, (select coalesce(max(n), 0) from steps where run_id = h.id) + s.n, s.step, s.status, s.at,

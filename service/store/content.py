@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from service.domain import content
-from service.domain.event import Event, EventType, said
+from service.domain.event import Event, EventType, lengthened, said
 from service.domain.keyring import Keyring
 from service.errors import ContentErased, ContentUnreadable
 from service.store.database import Conn
@@ -234,8 +234,9 @@ async def reader_of(conn: Conn, subject: UUID) -> Reader:
 
 
 def event_of(conn: Conn, row: Row) -> Event:
-    """The event in a row that has `wrapped` beside its columns, where its type may hold content."""
-    values = dict(row)
+    """The event in a row that has `wrapped` beside its columns, where its type may hold content, and its hashes
+    spelt out."""
+    values = {**row, "data": lengthened(row["data"], row["stands"])}
     event = Event(**{name: values[name] for name in Event.__slots__})
     return event if event.type != EventType.PROVIDER_PROGRESS else opened_event(conn, event, values["wrapped"])
 

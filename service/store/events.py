@@ -5,23 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from service.domain.event import Event, said
+from service.domain.event import Event, said, shortened
 from service.domain.snapshot import START, Snapshot
 from service.store import content
 from service.store.database import Conn
 
 
 def columns(appended: Sequence[Event]) -> tuple[list[Any], ...]:
-    """`seq, at, type, actor, data, prev_hash, hash` of the events as arrays, to go along in the statement that
-    writes their run: `unnest` of them is `(bigint, timestamptz, text, text, json, text, text)`."""
+    """`seq, at, type, actor, data, stands, digest` of the events as arrays, to go along in the statement that
+    writes their run: `unnest` of them is `(bigint, timestamptz, text, text, json, smallint, bytea)`."""
+    kept = [shortened(e.data) for e in appended]
     return (
         [e.seq for e in appended],
         [e.at for e in appended],
         [e.type for e in appended],
         [e.actor for e in appended],
-        [e.data for e in appended],
-        [e.prev_hash for e in appended],
-        [e.hash for e in appended],
+        [data for data, _ in kept],
+        [number for _, number in kept],
+        [bytes.fromhex(e.hash) for e in appended],
     )
 
 
@@ -29,7 +30,11 @@ async def after(conn: Conn, tenant: str, run_id: UUID, seq: int, *, limit: int) 
     """The run's events after `seq`, in order."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
+        from events e
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where e.run_id = $1 and e.tenant = $2 and e.seq > $3 order by e.seq limit $4
         """,
@@ -45,7 +50,11 @@ async def last_data(conn: Conn, run_id: UUID, kind: str) -> Any:
     """What the run's last event of this type said, or None."""
     row = await conn.fetchrow(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
+        from events e
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where e.run_id = $1 and e.type = $2 order by e.seq desc limit 1
         """,
@@ -121,7 +130,10 @@ async def some(conn: Conn, keys: Sequence[tuple[UUID, int]]) -> list[Event]:
     """The events with these runs and seqs, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
         from unnest($1::uuid[], $2::bigint[]) as w (run_id, seq)
         join events e on e.run_id = w.run_id and e.seq = w.seq
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
@@ -146,7 +158,10 @@ async def of_runs(
     """A page of what `until` sees of these runs after each one's seq, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
         from unnest($2::uuid[], $3::bigint[]) as p (run_id, seq) join events e on e.run_id = p.run_id and e.seq > p.seq
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where e.tenant = $1 and pg_visible_in_snapshot(e.xid, $4::text::pg_snapshot)
@@ -170,7 +185,10 @@ async def of_line(
     """A page of what `until` sees of the line's runs, each after its position (none: from the first event)."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
         from runs r left join unnest($4::uuid[], $5::bigint[]) as p (run_id, seq) on p.run_id = r.id
         join events e on e.run_id = r.id and e.seq > coalesce(p.seq, 0)
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
@@ -190,7 +208,10 @@ async def of_line_since(
     """A page of what `until` sees of the line's runs and `since` does not, in the order of run and seq."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
         from events e join runs r on r.id = e.run_id
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where r.tenant = $1 and ($2::text is null or r.session_id = $2) and ($3::text is null or r.user_id = $3)

@@ -48,9 +48,9 @@ async def insert_all(conn: Conn, new: Sequence[NewRun]) -> list[Run]:
             insert into run_documents (run_id, tenant, run_input, hitl_config, tool_config, sealed, callback_url)
             values ($1, $2, $27, $28, $29, $30, $31)),
         first as (
-            insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
+            insert into events (run_id, tenant, seq, at, type, actor, data, stands, digest)
             select $1, $2, e.* from unnest($32::bigint[], $33::timestamptz[], $34::text[], $35::text[], $36::json[],
-                $37::text[], $38::text[]) as e)
+                $37::smallint[], $38::bytea[]) as e)
         insert into runs (id, tenant, status, step, version, fencing_token, due_at, status_since, woken_at,
             event_seq, event_hash, asked, provider, tool, submitter, user_id, session_id, priority, queues,
             created_at, updated_at, deadline_at, estimated_usd, request_id, traceparent, armed, state_version,
@@ -73,7 +73,7 @@ def _new(conn: Conn, run: Run, docs: Documents, first: Sequence[Event]) -> list[
         run.user_id, run.session_id, run.priority, run.queues, run.created_at, run.updated_at,
         run.deadline_at, run.estimated_usd, run.request_id, run.traceparent, run.armed,
         pen.seal("run_documents.run_input", run_input=docs.run_input, tool_config=docs.tool_config),
-        policy.dump(docs.config), {}, docs.sealed,
+        policy.stored(docs.config), {}, docs.sealed,
         pen.url("run_documents.callback_url", docs.callback_url, url_host(docs.callback_url)),
         *events.columns(first), STATE_VERSION, docs.callback_url is not None, wrapped,
     ]  # fmt: skip
@@ -257,9 +257,9 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
     await conn.execute(
         """
         with appended as (
-            insert into events (run_id, tenant, seq, at, type, actor, data, prev_hash, hash)
+            insert into events (run_id, tenant, seq, at, type, actor, data, stands, digest)
             select $1, $27, e.* from unnest($28::bigint[], $29::timestamptz[], $30::text[], $31::text[],
-                $32::json[], $33::text[], $34::text[]) as e)
+                $32::json[], $33::smallint[], $34::bytea[]) as e)
         update runs set status = $2, step = $3, version = version + 1, fencing_token = $4, lease_until = $5,
             worker_id = $6, due_at = $7, armed = $8, paused_at = $9, status_since = $10, woken_at = $11,
             released_at = $12, event_seq = $13, event_hash = $14, call_no = $15, completed_steps = $16,

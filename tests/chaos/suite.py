@@ -31,7 +31,7 @@ import redis.asyncio
 import rfc8785
 
 from service.cli.processes import Child
-from service.domain.event import rfc3339
+from service.domain.event import lengthened, rfc3339
 from service.embedded import Servers, lease
 from service.store.migrate import migrate
 from tests.conftest import WEB, WORKER, _response, base_env, free_port, http_tool, run_body
@@ -711,10 +711,10 @@ def _chained(found: list[Any], last: str) -> bool:
     for row in found:
         body = {
             "run_id": str(row["run_id"]), "seq": row["seq"], "type": row["type"], "at": rfc3339(row["at"]),
-            "actor": row["actor"], "data": json.loads(row["data"]), "prev_hash": previous,
+            "actor": row["actor"], "data": lengthened(json.loads(row["data"]), row["stands"]), "prev_hash": previous,
         }  # fmt: skip
         expected = hashlib.sha256(previous.encode() + rfc8785.dumps(body)).hexdigest()
-        if row["prev_hash"] != previous or row["hash"] != expected:
+        if row["digest"].hex() != expected:
             return False
         previous = expected
     return previous == last

@@ -1,12 +1,16 @@
 """Sealed content opens with its key, at its place, unchanged; and not otherwise."""
 
 import base64
+import secrets
+import zlib
+from hashlib import sha256
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain import content
+from service.domain import content, packing
 from service.domain.delivery import url_host
 from service.domain.keyring import Keyring
 
@@ -54,6 +58,31 @@ def test_nothing_of_it_shows_and_twice_is_not_the_same() -> None:
 
 def test_what_is_large_is_packed_before() -> None:
     assert len(content.seal_bytes(KEY, PLACE, b'{"name": "value"}' * 500)) < 500
+
+
+def test_what_is_small_is_packed_too_where_that_helps() -> None:
+    known, unknown = b'{"description":{"schema":{"type":"object","properties":{"prompt":', secrets.token_bytes(64)
+    assert len(content.seal_bytes(KEY, PLACE, known)) < len(known)
+    assert len(content.seal_bytes(KEY, PLACE, unknown)) == len(unknown) + 29
+
+
+@given(st.binary(max_size=50) | st.sampled_from([packing.WORDS, packing.WORDS[:8192]]), st.integers(1, 400))
+def test_what_is_packed_comes_back_whatever_its_size(raw: bytes, times: int) -> None:
+    assert packing.unpacked(packing.packed(raw * times)) == raw * times
+
+
+def test_the_words_are_those_that_stored_content_was_packed_with() -> None:
+    """Other words would open none of it: they would be another kind."""
+    assert sha256(packing.WORDS).hexdigest() == "ce032d529b6a3b98f45bcbbf25abc1374bf9d9569c6acb7360cc5148d7f8d70c"
+
+
+@pytest.mark.parametrize("kind", [b"\x01", b"\x02"])
+def test_what_a_release_of_before_sealed_opens(kind: bytes) -> None:
+    raw, nonce = b'{"prompt":"a red fox"}', secrets.token_bytes(12)
+    body = zlib.compress(raw, 1) if kind == b"\x02" else raw
+    sealed = kind + nonce + AESGCM(KEY).encrypt(nonce, body, kind + PLACE.encode())
+    assert content.are_sealed(sealed)
+    assert content.open_bytes(KEY, PLACE, sealed) == raw
 
 
 @pytest.mark.parametrize("text", ["", "hitl-sealed:", "hitl-sealed:!", "hitl-sealed:QUJD", "plain"])

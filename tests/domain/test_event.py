@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.canonical import canonical
-from service.domain.event import Event, EventType, Fact, chain, event_hash, rfc3339, wire
+from service.domain.event import Event, EventType, Fact, chain, event_hash, lengthened, rfc3339, shortened, wire
+from service.domain.run import RunStatus, Step
 from tests.domain.make import NOW, a_run
 
 DATA = st.dictionaries(
@@ -116,3 +117,26 @@ def test_the_event_types_are_those_of_the_contract() -> None:
         "provider.submitted", "provider.progress", "provider.completed", "provider.failed", "run.paused",
         "run.resumed", "run.recovered", "run.completed", "run.failed", "run.cancelled",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", RunStatus)
+@pytest.mark.parametrize("step", Step)
+def test_what_is_kept_of_an_event_is_its_data_again(status: RunStatus, step: Step) -> None:
+    (event,) = chain(
+        replace(a_run(), status=status, step=step), [Fact(EventType.RUN_QUEUED, data={"token": 1})], at=NOW
+    )[1]
+    kept, number = shortened(event.data)
+    assert kept == {"token": 1}
+    assert list(lengthened(kept, number).items()) == list(event.data.items())
+
+
+def test_the_numbers_are_those_that_events_were_kept_with() -> None:
+    stands = {"run_status": "awaiting_human", "current_step": "payload_review"}
+    assert (shortened(stands), lengthened({}, 33)) == (({}, 33), stands)
+    assert shortened({"run_status": "cancelled", "current_step": "completed"}) == ({}, 116)
+
+
+@pytest.mark.parametrize("number", [None, -1, 5, 999])
+def test_a_number_that_says_nothing_adds_nothing(number: int | None) -> None:
+    assert lengthened({"token": 1}, number) == {"token": 1}
+    assert lengthened([1], 33) == [1]
