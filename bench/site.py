@@ -111,7 +111,7 @@ class Site:
 
     async def empty(self) -> None:
         """No runs, and nothing in Redis that remembers any."""
-        await self.sql.execute("truncate runs, idempotency_keys cascade")
+        await self.sql.execute("truncate runs, events, steps, idempotency_keys cascade")
         await self.sql.execute("vacuum analyze")
         await self.redis.flushall()
 
