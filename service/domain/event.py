@@ -69,7 +69,8 @@ class Event:
 
 def rfc3339(at: datetime) -> str:
     """UTC with six digits of fraction and `Z`: one spelling, since it is hashed."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    there = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return there.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def wire(event: Event) -> dict[str, Any]:

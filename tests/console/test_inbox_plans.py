@@ -66,6 +66,8 @@ async def test_the_inbox_walks_along_its_indexes(crowded: Database, name: str) -
         await ask(conn)
     for plan in await plans(crowded, ask):
         assert "Seq Scan on approvals" not in plan, plan
+        if name == "session" and "approvals_by_session" in plan:
+            continue
         assert "approvals_pkey" in plan, plan
         assert "approvals_for_anyone" in plan or ASKED[name].group, plan
 
@@ -79,12 +81,16 @@ async def test_who_is_named_is_found_by_the_names(crowded: Database) -> None:
         assert "reviewers -> 'users'" in body
         rows = await conn.fetch(
             """
-            explain select id from approvals where tenant = 'big' and status = 'pending'
-              and (reviewers->'users' ? 'ann' or reviewers->'groups' ?| array['legal', 'ops'])
+            explain select id from approvals
+            where tenant = 'big' and status = 'pending' and reviewers->'users' <> '[]' and reviewers->'users' ? 'ann'
+            union
+            select id from approvals
+            where tenant = 'big' and status = 'pending' and reviewers->'groups' <> '[]'
+              and reviewers->'groups' ?| array['legal', 'ops']
             """
         )
     plan = "\n".join(row[0] for row in rows)
-    assert "approvals_for_users" in plan and "approvals_for_groups" in plan and "Seq Scan" not in plan, plan
+    assert "approvals_naming_users" in plan and "approvals_naming_groups" in plan and "Seq Scan" not in plan, plan
 
 
 LOOKS: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
