@@ -119,13 +119,13 @@ class After:
 
 
 async def carry_out(services: Services, after: After) -> None:
-    """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
+    """Notify and wake, in one trip. Losing any of it is only a delay: the sweep and the slow poll find it."""
     for run, actor in after.ended:
         _log_end(run, actor)
-    await each(services.queue.wake, after.wake)
-    await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
     deliver = services.db.take_filled()
     await services.notifier.notify(*dict.fromkeys(after.changed), stopped=after.stopped, deliver=deliver)
+    await services.queue.wake_all(after.wake)
+    await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
 
 
 def _log_end(run: Run, actor: str) -> None:
