@@ -46,6 +46,11 @@ def shown(pen: Pen, a: Approval) -> str | None:
     return pen.seal(_place("context", a.id), message=a.message, context=a.context, schema=a.schema)
 
 
+def reviewers_of(a: Approval) -> dict[str, Any]:
+    """Who may decide, as it is stored: queries look at `users`, `groups` and `quorum`, which are always there."""
+    return a.reviewers.model_dump(exclude_none=True)
+
+
 async def with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
     """The approvals in these rows, with the keys of their content, and their decisions."""
     if not rows:
@@ -101,7 +106,7 @@ async def insert(conn: Conn, a: Approval) -> None:
             $23)
         """,
         a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), "", shown(pen, a), None,
-        a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
+        a.payload_sha256, a.user_id, a.session_id, a.submitter, reviewers_of(a), a.on_timeout,
         a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
         a.created_at, a.expires_at, pen.url(_place("callback_url", a.id), a.callback_url, url_host(a.callback_url)),
         a.armed, wrapped,
@@ -231,7 +236,7 @@ async def save(conn: Conn, a: Approval) -> None:
             armed = $11, edited = $12, claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
         where id = $1
         """,
-        a.id, a.status, shown(pen, a), a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
+        a.id, a.status, shown(pen, a), a.payload_sha256, reviewers_of(a), a.escalated_at, a.remind_at,
         a.expires_at, a.clock_stopped_at, a.timer_no, a.armed, a.edited, a.claimed_by, a.claimed_until,
         a.decided_at, a.version,
     )  # fmt: skip
