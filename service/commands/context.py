@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
@@ -14,6 +14,7 @@ from service import tracing
 from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
+from service.domain.altered import altered
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
@@ -209,4 +210,4 @@ def queued(run: Run, reason: str = "turn") -> Fact:
 def with_asked(run: Run, checkpoint: str, reasons: Sequence[str]) -> Run:
     """The run that remembers which reasons a human has answered at this checkpoint."""
     before = run.asked.get(checkpoint, [])
-    return replace(run, asked={**run.asked, checkpoint: sorted({*before, *reasons})})
+    return altered(run, asked={**run.asked, checkpoint: sorted({*before, *reasons})})

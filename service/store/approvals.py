@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
+from service.domain.altered import made
 from service.domain.approval import Approval, ApprovalStatus, Decision
 from service.domain.delivery import url_host
 from service.domain.policy import EscalateTo, Reviewers
@@ -30,7 +31,7 @@ def _of_row(row: Row, read: Reader, decisions: tuple[Decision, ...], erased_at: 
     values["reviewers"] = Reviewers.model_validate(values["reviewers"])
     target = values["escalate_to"]
     values["escalate_to"] = EscalateTo.model_validate(target) if target else None
-    return Approval(**values, decisions=decisions, erased_at=erased_at)
+    return made(Approval, {**values, "decisions": decisions, "erased_at": erased_at})
 
 
 def _place(column: str, approval_id: UUID) -> str:

@@ -5,10 +5,11 @@ changes a run, or what belongs to it, moves `runs.version` on; so the version al
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from service.domain.altered import altered
 from service.domain.approval import Approval, Decision
 from service.domain.call import ProviderCall
 from service.domain.delivery import told
@@ -125,7 +126,7 @@ class Change:
     @classmethod
     def of(cls, before: Run, run: Run, facts: Sequence[Fact], *, now: datetime, **parts: Any) -> "Change":
         run, appended = chain(run, facts, at=now)
-        return cls(before, replace(run, version=before.version + 1, updated_at=now), appended, **parts)
+        return cls(before, altered(run, version=before.version + 1, updated_at=now), appended, **parts)
 
     def tells(self, *, relays: bool) -> bool:
         """Whether it writes messages to the outside, and so is more than one statement."""
