@@ -1,7 +1,7 @@
 """Copies of frozen values with some fields changed.
 
-`dataclasses.replace` reads and sets every field by name: a run has 45 and is altered a dozen times on its way, which was
-a tenth of a worker's time. A copy of its `__dict__` is a dozen times cheaper. For dataclasses without slots.
+`dataclasses.replace` reads and sets every field by name: a run has 45 and is altered a dozen times on its way, which
+was a tenth of a worker's time. A copy of its `__dict__` is a dozen times cheaper. For dataclasses without slots.
 """
 
 from typing import Any, TypeVar
