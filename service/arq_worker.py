@@ -6,6 +6,7 @@ this leans on are pinned by tests/test_arq_pins.py, arq itself by its exact vers
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from functools import wraps
 from signal import Signals
 from typing import Any, Final
@@ -164,7 +165,12 @@ async def poll(step: float = 0.5) -> AsyncGenerator[float, None]:
 
 
 def install() -> None:
-    """Make the arq CLI run this worker."""
+    """Make the arq CLI run this worker, on uvloop where there is one: arq takes the loop that it finds set.
+    uvicorn, which serves the web process, looks for uvloop by itself."""
     namespace: Any = arq.worker
     namespace.Worker = Worker
     namespace.poll = poll
+    with suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop(uvloop.new_event_loop())

@@ -122,6 +122,16 @@ def test_every_setting_reaches_arq(stack: Stack) -> None:
     }
 
 
+def test_arq_takes_the_loop_that_is_set(stack: Stack) -> None:
+    """As its CLI does: no loop runs yet when it makes the worker."""
+    shown = """
+import arq.worker, uvloop, worker_settings
+print(isinstance(arq.worker.create_worker(worker_settings.WorkerSettings).loop, uvloop.Loop))
+"""
+    done = subprocess.run([sys.executable, "-c", shown], env=stack.env, capture_output=True, check=True)
+    assert done.stdout == b"True\n"
+
+
 def test_the_serializers_are_not_pickle() -> None:
     assert queue.serialize({"f": "advance_run", "a": [1]}) == b'{"f":"advance_run","a":[1]}'
     with pytest.raises(orjson.JSONDecodeError):
