@@ -1,18 +1,55 @@
 import hashlib
 import json
 import math
+from http import HTTPStatus
 
 import pytest
-from hypothesis import given
+import rfc8785
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.domain.canonical import NotCanonical, canonical, payload_sha256, same, sha256_hex
+from service.domain.event import EventType
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e300, 1e300) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+
+
+ODD = (
+    st.floats()
+    | st.integers()
+    | st.characters()  # lone surrogates among them
+    | st.sampled_from(EventType)
+    | st.sampled_from(HTTPStatus)
+    | st.uuids()
+    | st.datetimes()
+    | st.binary(max_size=3)
+)
+ODD_VALUES = st.recursive(
+    ODD | st.none() | st.booleans() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.text("az\x7f\uffff\U00010000") | ODD, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ODD_VALUES | JSON_VALUES)
+@example({"\U0001f600": 1, "\ufb33": 2})
+@example([2**53 - 1, -(2**53) + 1, 2**53, 1.0, -0.0, 1e16, math.nan, "\x7f\x1f/\u2028"])
+def test_the_quick_way_spells_as_the_library_does(value: object) -> None:
+    try:
+        spelled = rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        with pytest.raises(NotCanonical):
+            canonical(value)
+    else:
+        assert canonical(value) == spelled
 
 
 def test_the_form_is_that_of_the_rfc() -> None:
