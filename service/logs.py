@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -143,9 +144,14 @@ def _stamp(process: str) -> Processor:
     return stamp
 
 
+@lru_cache(maxsize=1024)  # all that the catalogue names, several times over
+def _names_content(key: str) -> bool:
+    return _NOT_LOGGED.search(key) is not None
+
+
 def _guard(_: Any, __: str, event: EventDict) -> EventDict:
     """The last wall: a key that names content is dropped, whatever the caller meant."""
-    for key in [key for key in event if _NOT_LOGGED.search(key)]:
+    for key in [key for key in event if _names_content(key)]:
         del event[key]
     if "@" in str(event.get("actor", "")):  # a subject may be a mail address, and those are not logged
         event["actor"] = f"mail:{sha256(event['actor'].encode()).hexdigest()[:12]}"

@@ -13,6 +13,7 @@ _MAIL: Final = re.compile(
     r"(?<![\w.+'-])[\w.+'-]{1,64}(?:@|%40)((?:[\w-]{1,63}\.){1,8}(?:[^\W\d_]{2,24}|xn--[\w-]{1,59}))(?![\w-])",
     re.IGNORECASE,
 )
+_DIGIT: Final = re.compile(r"[0-9]")  # most texts hold none, and so no number of any kind
 # icon@2x.png, react@latest.js
 _FILE_ENDINGS: Final = """
     png jpg jpeg gif webp svg bmp ico pdf js ts css json html htm mjs py txt md mp4 mp3 wav zip gz safetensors
@@ -129,6 +130,8 @@ def _outside_urls(text: str) -> str:
 
 
 def _has_phone(text: str) -> bool:
+    if not _DIGIT.search(text):
+        return False
     text = _outside_urls(text)
     if _INTERNATIONAL.search(text) or _PREFIXED.search(text) or _NORTH_AMERICAN.search(text):
         return True
@@ -138,6 +141,8 @@ def _has_phone(text: str) -> bool:
 
 
 def _has_card(text: str) -> bool:
+    if not _DIGIT.search(text):
+        return False
     numbers = (_digits(match.group()) for match in _CARD.finditer(_outside_urls(text)))
     return any(_issued(number) and _luhn(number) for number in numbers)
 
@@ -163,6 +168,8 @@ def _luhn(number: str) -> bool:
 
 
 def _has_iban(text: str) -> bool:
+    if not _DIGIT.search(text):
+        return False
     text = _outside_urls(text)
     return any(_iban_at(text, match.start()) for match in _IBAN_START.finditer(text))
 

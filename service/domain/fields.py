@@ -50,6 +50,8 @@ _NO_FILES: Final = frozenset(
 )
 _URL: Final = re.compile(r"\s*(?:(?:https?|ftp|gs|s3|blob|file)://|data:[\w.+-]+[/;,]|www\.)", re.IGNORECASE)
 _SCALARS: Final = frozenset({"integer", "number", "boolean"})
+_HUMP: Final = re.compile(r"([a-z0-9])([A-Z])")
+_WORD: Final = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +252,8 @@ def is_negative(name: str) -> bool:
 
 def words_of(name: str) -> list[str]:
     """The words of a name in lower case, whatever joins them, numbers left out: `inputImage_2` → input, image."""
-    snake = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()
-    words = [word for word in re.split(r"[^a-z0-9]+", snake) if word and not word.isdigit()]
+    snake = name if name.islower() else _HUMP.sub(r"\1_\2", name).lower()
+    words = [word for word in _WORD.findall(snake) if not word.isdigit()]
     return [word.rstrip("0123456789") or word for word in words]
 
 

@@ -46,7 +46,9 @@ def form(
     integer | number | boolean | array | object | enum; `allowed`: the values of an enum; `origin`: prompt |
     attachment | conversation | example | schema_default | edited, null for a field that nothing has filled.
     """
-    known = {**fields_of(schema, payload), **_unknown(payload, schema)}
+    known = fields_of(schema, payload)
+    # what a closed schema does not name is shown too, so that a human can remove it
+    known |= fields_of(None, {name: value for name, value in payload.items() if name not in known})
     ahead = dict.fromkeys(name.partition(".")[0] for name in first)
     ordered = [
         known[name]
@@ -91,12 +93,6 @@ def _at(schema: JSON | None, path: Sequence[str], value: JSON) -> tuple[JSON, JS
             node = schemas.properties(schema, node).get(name)
             value = value.get(name) if isinstance(value, Mapping) else None
     return node, value
-
-
-def _unknown(payload: Mapping[str, JSON], schema: JSON | None) -> dict[str, Field]:
-    """The fields that a closed schema does not name: shown too, so that a human can remove them."""
-    known = fields_of(schema, payload)
-    return {name: field for name, field in fields_of(None, payload).items() if name not in known}
 
 
 def _row(

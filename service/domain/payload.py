@@ -42,12 +42,14 @@ class Material:
 class Built:
     """A payload and its story.
 
+    `schema`: what it is validated against, see `effective_schema`.
     `origins`: what put each top-level field there. `missing`: required fields that are empty. `baseline`:
     the example as the client gave it, and the schema's defaults that were filled in, which nobody changed.
     `confidence`: 0 to 1, see `build`.
     """
 
     payload: dict[str, JSON]
+    schema: dict[str, JSON]
     origins: dict[str, Origin]
     missing: tuple[str, ...]
     baseline: dict[str, JSON]
@@ -86,6 +88,7 @@ def build(material: Material, *, schema: JSON | None, example: Mapping[str, JSON
     payload = {name: draft.payload[name] for name in (*fields, *draft.payload) if name in draft.payload}
     return Built(
         payload=payload,
+        schema=whole,
         origins={name: draft.origins[name] for name in payload},
         missing=missing(payload, whole),
         baseline=_baseline(draft, example),

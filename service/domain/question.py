@@ -9,7 +9,6 @@ from service.domain import attachments, detectors, form, patch, payload, policy
 from service.domain.approval import Approval, ApprovalStatus, Decision, patched
 from service.domain.call import Description, ProviderCall
 from service.domain.canonical import JSON
-from service.domain.fields import effective_schema
 from service.domain.ids import uuid7
 from service.domain.plan import Ask, Documents
 from service.domain.policy import Checkpoint
@@ -42,7 +41,7 @@ def prepared(run_input: Mapping[str, Any], about: Description) -> tuple[dict[str
     """`Documents.description` and the payload, of a run's input and what the provider knows of the tool."""
     built = payload.build(material(run_input), schema=about.schema, example=about.example)
     description = {
-        "schema": effective_schema(about.schema, about.example),
+        "schema": built.schema,
         "baseline": built.baseline,
         "origins": built.origins,
         "confidence": built.confidence if about.confidence is None else about.confidence,

@@ -17,6 +17,7 @@ MAX_DEPTH: Final = 32
 MAX_EXPANDED: Final = 100_000  # nodes once every $ref is followed: a "billion laughs" schema has more
 _BACKTRACKS: Final = 100_000
 _MAX_REF_HOPS: Final = 8
+_COMBINED: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
 
 
 class BadSchema(ValueError):
@@ -92,6 +93,8 @@ def spelled(value: JSON) -> str:
 def _facets(root: JSON | None, node: JSON, hops: int) -> dict[str, JSON]:
     if not isinstance(node, Mapping):
         return {}
+    if _COMBINED.isdisjoint(node) and not isinstance(node.get("type"), list | tuple):
+        return dict(node)
     own = {key: value for key, value in node.items() if key not in ("$ref", "allOf")}
     parts = [*_array(node.get("allOf")), *([_target(root, node["$ref"])] if "$ref" in node else [])]
     parts += _sole_branch(root, node)
