@@ -1,5 +1,6 @@
 """Floor 6: the wiring. Opens the pool, Redis and the providers, and closes them in reverse."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,6 +91,14 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         if redis is None:
             await own.aclose(close_connection_pool=True)
         await db.close()
+
+
+def collect_rarely() -> None:
+    """Look for cycles after 20,000 new objects, not after 700, and never again at what is loaded by now: a run makes
+    thousands of objects, nearly all of which go by themselves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _issuer(settings: Settings) -> Issuer | None:

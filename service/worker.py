@@ -30,7 +30,7 @@ from service.errors import HitlError, Unavailable
 from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
 from service.queue import QUEUE_NAME, cause
-from service.runtime import Runtime, open_runtime
+from service.runtime import Runtime, collect_rarely, open_runtime
 from service.settings import Settings, load_or_exit, load_settings, require_or_exit
 from service.store import dead_jobs, runs, workers
 from service.store.database import EVERY, Conn, answering
@@ -132,6 +132,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     await stack.enter_async_context(exporting(settings, lambda: exposition(runtime.services)))
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
+    collect_rarely()
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)
 
 
