@@ -41,7 +41,7 @@ appended as (
         $34::json[], $35::smallint[], $36::bytea[]) as e),
 passed as (
     insert into steps (tenant, run_id, n, step, status, at, actor, message)
-    select h.tenant, h.id, (select coalesce(max(n), 0) from steps where run_id = h.id) + s.n, s.step, s.status, s.at,
+    select h.tenant, h.id, (select coalesce(max(n), 0) from steps where run_id = $1) + s.n, s.step, s.status, s.at,
            s.actor, s.message
     from held h, unnest($37::text[], $38::text[], $39::timestamptz[], $40::text[], $41::text[])
         with ordinality as s (step, status, at, actor, message, n)),
