@@ -127,7 +127,7 @@ async def arm(services: Services) -> int:
         timers = await approvals.arm(conn, horizon_s=services.horizon_s, limit=BATCH)
         due = await runs.arm_due(conn, horizon_s=services.horizon_s, limit=BATCH)
     await each(lambda timer: services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"]), timers)
-    await each(services.queue.wake, due)
+    await services.queue.wake_all(due)
     return len(timers) + len(due)
 
 
@@ -155,7 +155,7 @@ async def _wake_page(services: Services, waiting: Sequence[Run]) -> int:
         return 0
     found = list(zip(waiting, marks, strict=True))
     lost = [run for run, mark in found if not mark.queued]
-    sent = await each(services.queue.wake, lost)
+    sent = await services.queue.wake_all(lost)
     refused = [run for run, taken in zip(lost, sent, strict=True) if not taken]
     stuck = [run for run, mark in found if mark.queued and mark.in_progress] + await _unqueued(services, refused)
     freed = await each(lambda run: _out_of_limbo(services, run), [run for run in stuck if _long_due(services, run)])
