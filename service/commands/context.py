@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx2
 
 from service import tracing
+from service.commands.kept import Kept
 from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
@@ -53,6 +54,7 @@ class Services:
     sign_on: SignOn | None = None
     limits: Limits = field(default_factory=Limits)
     noted: Recent = field(default_factory=Recent)
+    kept: Kept = field(default_factory=Kept)
 
 
 @dataclass(slots=True)

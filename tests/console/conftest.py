@@ -93,9 +93,11 @@ class Office:
         page.on("console", lambda told: self.trouble.append(told.text) if "Content Security" in told.text else None)
         return page
 
-    async def person(self, name: str = "ann", *, groups: tuple[str, ...] = (), **options: Any) -> Page:
+    async def person(
+        self, name: str = "ann", *, role: str = "reviewer", groups: tuple[str, ...] = (), **options: Any
+    ) -> Page:
         """Somebody who has signed in by the form, at the inbox."""
-        _, key = await self.secured.key("reviewer", tenant=self.tenant, subject=name, groups=groups)
+        _, key = await self.secured.key(role, tenant=self.tenant, subject=name, groups=groups)
         page = self.watched(await (await self.window(**options)).new_page())
         await page.goto("/")
         await page.get_by_label("API key").fill(key)

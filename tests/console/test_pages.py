@@ -75,6 +75,10 @@ async def every_page(program: Any) -> dict[str, str]:
         "decided": f"/approvals/{first['approval_id']}",
         "output": f"/approvals/{second['approval_id']}",
         "refusal": "/approvals/none",
+        "runs": "/runs",
+        "runs over a week": "/runs?period=7d&status=awaiting_human",
+        "runs not found": "/runs?q=zz&created_after=yesterday&user=nobody",
+        "operations": "/operations",
     }
 
 
@@ -223,7 +227,8 @@ async def test_the_pages_do_not_move_while_they_load(office: Office) -> None:
           for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
         }).observe({ type: "layout-shift", buffered: true });
     """)
-    for path in ("/", await page.locator(".row a[data-row]").first.get_attribute("href") or ""):
+    approval = await page.locator(".row a[data-row]").first.get_attribute("href") or ""
+    for path in ("/", approval, "/runs", "/operations"):
         await page.goto(path)
         await page.wait_for_function("document.documentElement.classList.contains('live')")
         moved: float = await page.evaluate("window.moved")
