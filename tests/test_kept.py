@@ -38,6 +38,16 @@ async def test_what_is_known_to_have_changed_is_looked_up_anew() -> None:
     assert await known.of("a", look) == 2
 
 
+async def test_a_look_that_began_before_a_change_is_not_kept() -> None:
+    known, look = Kept(), looking(0.02)
+    begun = asyncio.ensure_future(known.of("a", look))
+    await asyncio.sleep(0)
+    known.drop("a")
+
+    assert await begun == 1
+    assert await known.of("a", look) == 2
+
+
 async def test_looking_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "FRESH_S", 0.0)
     known, look = Kept(), looking(0.05)

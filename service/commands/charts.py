@@ -14,6 +14,8 @@ from service.store.database import Database
 
 COUNTED: Final = 500
 """Of one bar; where it holds more, it is estimated."""
+WAITING_COUNTED: Final = 100_000
+"""Likewise of those that still wait; beyond, people are told that there are more."""
 Read = Callable[[Sequence[Window]], Awaitable[series.Series]]
 Weighed = list[tuple[Window, Found, float]]
 
@@ -36,12 +38,11 @@ async def look(db: Database, tenant: str, period: str) -> Chart:
         closed, guessed_closed = await _weighed(
             lambda windows: series.decided(conn, tenant, windows, edges, at_most=COUNTED), edges
         )
-        pending = await series.pending(conn, tenant, edges, now=now)
+        pending, more = await series.pending(conn, tenant, edges, now=now, at_most=WAITING_COUNTED)
     waits = [*pending, *(_wait(*one) for one in closed)]
     levels = chart.waiting(waits, _lengths_s(edges, now))
     bars = _bars(edges, starts, closed, levels, guessed_starts | guessed_closed)
-    open_now = round(sum(wait.n for wait in pending))
-    return Chart(period, bars, open_now, open_now > series.PENDING_COUNTED)
+    return Chart(period, bars, round(sum(wait.n for wait in pending)), more)
 
 
 async def _weighed(read: Read, edges: Sequence[datetime]) -> tuple[Weighed, set[int]]:

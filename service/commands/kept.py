@@ -17,6 +17,7 @@ class Kept:
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[float, Any]] = {}
         self._looking: dict[Hashable, asyncio.Lock] = {}
+        self._dropped = 0
 
     async def of(self, key: Hashable, look: Callable[[], Awaitable[T]]) -> T:
         """What `look` says, or said a moment ago. What it raises is not kept."""
@@ -26,16 +27,18 @@ class Kept:
             if time.monotonic() < until:
                 kept: T = known
                 return kept
-            began = time.monotonic()
+            began, dropped = time.monotonic(), self._dropped
             found = await look()
             ended = time.monotonic()
-            self._make_room()
-            self._known[key] = (ended + max(FRESH_S, SHARE * (ended - began)), found)
+            if dropped == self._dropped:  # else it may be of before the change
+                self._make_room()
+                self._known[key] = (ended + max(FRESH_S, SHARE * (ended - began)), found)
             return found
 
     def drop(self, key: Hashable) -> None:
         """Look anew the next time: it is known to have changed."""
         self._known.pop(key, None)
+        self._dropped += 1
 
     def _make_room(self) -> None:
         """What is over goes, and when that is not enough, everything."""

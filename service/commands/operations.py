@@ -12,7 +12,7 @@ from service.commands.context import Services
 from service.commands.runs import resume_run
 from service.domain import stuck
 from service.domain.principal import Permission, Principal, demand
-from service.domain.run import Run
+from service.domain.run import Run, RunStatus
 from service.domain.stuck import Crew, Failures, Stuck, Waiting
 from service.store import deliveries, runs, standing, workers
 from service.store.database import Conn
@@ -83,16 +83,27 @@ async def look(services: Services, who: Principal) -> Operations:
 
 
 async def requeue(services: Services, who: Principal, run_id: UUID) -> Run:
-    """Take a failed run up again, or go on with a paused one. Raises `NotFound`, `RunState`."""
-    services.kept.drop(_key(who))
-    return await resume_run(services, run_id, who)
+    """Take a failed run up again. Raises `NotFound`, `RunState`."""
+    return await _resumed(services, who, run_id, RunStatus.FAILED)
+
+
+async def resume(services: Services, who: Principal, run_id: UUID) -> Run:
+    """Go on with a paused run. Raises `NotFound`, `RunState`."""
+    return await _resumed(services, who, run_id, RunStatus.PAUSED)
 
 
 async def redeliver(services: Services, who: Principal, message_id: UUID) -> None:
     """Send a webhook again. Raises `NotFound`, `ContentErased`."""
     demand(who, Permission.ADMIN)
-    services.kept.drop(_key(who))
     await webhooks.redeliver(services, message_id, who.tenant)
+    services.kept.drop(_key(who))
+
+
+async def _resumed(services: Services, who: Principal, run_id: UUID, only: RunStatus) -> Run:
+    """Neither does the other's work, should the run have changed since it was shown."""
+    run = await resume_run(services, run_id, who, only=only)
+    services.kept.drop(_key(who))
+    return run
 
 
 def _key(who: Principal) -> tuple[str, str]:

@@ -58,7 +58,7 @@ async def look(services: Services, who: Principal, wanted: RunFilter, *, limit: 
     counts = await _counts(services, who, wanted)
     shown = found[:limit]
     after = (shown[-1].created_at, shown[-1].id) if len(found) > limit else None
-    return RunList(shown, after, counts, since, _mark(services, shown, counts))
+    return RunList(shown, after, counts, since, _mark(shown, counts))
 
 
 async def find(services: Services, who: Principal, text: str, *, limit: int) -> RunList | None:
@@ -75,7 +75,7 @@ async def find(services: Services, who: Principal, text: str, *, limit: int) -> 
             run = await runs.get(conn, who.tenant, run_id) if run_id is not None else None
             found = [run] if run is not None else []
     counts = await _counts(services, who, RunFilter())
-    return RunList(found, None, counts, None, _mark(services, found, counts))
+    return RunList(found, None, counts, None, _mark(found, counts))
 
 
 def is_no_id(text: str) -> bool:
@@ -117,8 +117,6 @@ async def _all_counts(services: Services, tenant: str) -> Counts:
         return Counts(await run_list.counts(conn, tenant, at_most=COUNTED), COUNTED, each=True)
 
 
-def _mark(services: Services, shown: Sequence[Run], counts: Counts) -> str:
-    """With the minute, since the chart moves on by itself."""
-    minute = int(services.db.now().timestamp() // 60)
-    told = f"{minute} {counts} " + " ".join(f"{run.id}:{run.version}" for run in shown)
+def _mark(shown: Sequence[Run], counts: Counts) -> str:
+    told = f"{counts} " + " ".join(f"{run.id}:{run.version}" for run in shown)
     return sha256(told.encode()).hexdigest()[:16]

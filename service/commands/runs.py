@@ -117,14 +117,14 @@ async def pause_run(services: Services, run_id: UUID, principal: Principal) -> R
     return paused
 
 
-async def resume_run(services: Services, run_id: UUID, principal: Principal) -> Run:
-    """Go on from the last durable step: a paused run, or a failed one whose error is recoverable."""
+async def resume_run(services: Services, run_id: UUID, principal: Principal, *, only: RunStatus | None = None) -> Run:
+    """Go on from the last durable step: a paused run, or a failed one whose error is recoverable; or `only` such."""
     demand(principal, Permission.SUBMIT)
     after = After.nothing()
     async with services.db.transaction(principal.tenant) as conn:
         run = await _locked(conn, principal.tenant, run_id)
         recoverable = run.status is RunStatus.FAILED and bool((run.error or {}).get("recoverable"))
-        if run.status is not RunStatus.PAUSED and not recoverable:
+        if (run.status is not RunStatus.PAUSED and not recoverable) or only not in (None, run.status):
             raise RunState(f"a {run.status} run cannot be resumed", extra={"run_status": run.status})
         now = services.db.now()
         resumed = await _requeued(conn, run, now=now) if recoverable else await _unpaused(conn, run, now, after)

@@ -22,7 +22,7 @@ _QUEUE: Final = (
     ("deferred", "Deferred", "queued", "for a turn or a later try"),
     ("in_progress", "In progress", "running", "held by a worker"),
     ("awaiting_human", "Waiting for people", "awaiting_human", "nothing runs meanwhile"),
-    ("awaiting_provider", "Waiting for a provider", "awaiting_provider", "it will call back"),
+    ("awaiting_provider", "At a provider", "awaiting_provider", "it will call back"),
     ("failed", "Failed", "failed", "until they are taken up again"),
 )
 
@@ -69,6 +69,11 @@ async def requeue(visit: Visit) -> Response:
     return await _each(visit, _requeued, "taken up again", "/runs/")
 
 
+async def resume(visit: Visit) -> Response:
+    """Go on with what was picked."""
+    return await _each(visit, _resumed, "resumed", "/runs/")
+
+
 async def redeliver(visit: Visit) -> Response:
     """Send again what was picked."""
     return await _each(visit, _redelivered, "sent again", None)
@@ -76,6 +81,11 @@ async def redeliver(visit: Visit) -> Response:
 
 async def _requeued(visit: Visit, run_id: UUID) -> str:
     run = await operations.requeue(visit.services, visit.principal, run_id)
+    return overview_words.STATES[run.status]
+
+
+async def _resumed(visit: Visit, run_id: UUID) -> str:
+    run = await operations.resume(visit.services, visit.principal, run_id)
     return overview_words.STATES[run.status]
 
 
@@ -126,5 +136,6 @@ PAGES: Final = (
     Page("/operations", {"GET": show}, name="Operations"),
     Page("/live/operations", {"GET": follow}),
     Page("/operations/requeue", {"POST": requeue}, Permission.SUBMIT),
+    Page("/operations/resume", {"POST": resume}, Permission.SUBMIT),
     Page("/operations/redeliver", {"POST": redeliver}, Permission.ADMIN),
 )

@@ -13,7 +13,7 @@ from service.commands import charts, run_list
 from service.commands.run_list import RunList
 from service.console import graphs, live, overview_words
 from service.console.page import Page, Visit
-from service.domain.chart import PERIODS
+from service.domain.chart import PERIODS, Chart
 from service.domain.run import RunStatus
 from service.store.runs import RunFilter
 
@@ -61,7 +61,8 @@ async def show(visit: Visit) -> Response:
         query=urlencode({**asked.kept, **periodic}),
         following=urlencode({**asked.kept, **periodic, "after": paging.encode(*found.after)}) if found.after else None,
         paged="after" in visit.request.query_params,
-        stream=f"/live/runs?{urlencode({**asked.kept, **_after(visit)})}",
+        mark=_mark(found, chart),
+        stream=f"/live/runs?{urlencode({**asked.kept, **periodic, **_after(visit)})}",
         sizes=SIZES,
         says=overview_words,
         looked_into=run_list.LOOKED_INTO,
@@ -74,7 +75,8 @@ async def follow(visit: Visit) -> Response:
     asked = _asked(visit)
 
     async def look() -> str:
-        return (await _found(visit, asked)).mark
+        chart = await charts.of(visit.services, visit.principal, _period(visit))
+        return _mark(await _found(visit, asked), chart)
 
     return live.changes(visit, look, gather_s=LOOK_EVERY_S)
 
@@ -85,6 +87,10 @@ async def _found(visit: Visit, asked: Asked) -> RunList:
         if found is not None:
             return found
     return await run_list.look(visit.services, visit.principal, asked.wanted, limit=asked.size)
+
+
+def _mark(found: RunList, chart: Chart) -> str:
+    return f"{found.mark}.{chart.mark}"
 
 
 def _asked(visit: Visit) -> Asked:

@@ -7,6 +7,7 @@ that nothing that comes at a regular beat is always hit or always missed, but at
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Final
@@ -93,6 +94,11 @@ class Chart:
     @property
     def estimated(self) -> bool:
         return any(bar.estimated for bar in self.bars)
+
+    @property
+    def mark(self) -> str:
+        """Changes when a picture of it would."""
+        return sha256(repr(self).encode()).hexdigest()[:16]
 
 
 def bounds(period: Period, now: datetime) -> list[datetime]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from service.domain.chart import Found, Wait, Window
@@ -10,7 +10,7 @@ from service.store.database import Conn
 
 Series = dict[int, list[Found]]
 """What was found by the place of its window."""
-PENDING_COUNTED: Final = 100_000
+LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 async def starts(conn: Conn, tenant: str, windows: Sequence[Window], *, at_most: int) -> Series:
@@ -58,18 +58,24 @@ async def decided(
     return found
 
 
-async def pending(conn: Conn, tenant: str, edges: Sequence[datetime], *, now: datetime) -> list[Wait]:
-    """Open approvals by the bar they were opened in, as if they were closed now; the newest that are counted."""
+async def pending(
+    conn: Conn, tenant: str, edges: Sequence[datetime], *, now: datetime, at_most: int
+) -> tuple[list[Wait], bool]:
+    """Open approvals by the bar they were opened in, as if they were closed now; and whether a bar has more than
+    `at_most`, which are not told."""
     rows = await conn.fetch(
         """
-        select width_bucket(created_at, $2::timestamptz[]) as opened, count(*) as n,
-               extract(epoch from sum(created_at - ($2::timestamptz[])[1]))::float8 as opened_s
-        from (select created_at from approvals where tenant = $1 and status = 'pending'
-              order by created_at desc limit $3) as newest
-        group by opened
+        select b.opened::int - 1 as opened, c.n, c.opened_s
+        from unnest($2::timestamptz[], $3::timestamptz[]) with ordinality as b (since, until, opened)
+        cross join lateral (
+            select count(*) as n, extract(epoch from sum(created_at - $4))::float8 as opened_s from (
+                select created_at from approvals
+                where tenant = $1 and status = 'pending' and created_at >= b.since and created_at < b.until
+                limit $5 + 1) as r) as c
+        where c.n > 0
         """,
-        tenant, list(edges), PENDING_COUNTED + 1,
+        tenant, [LONG_AGO, *edges[:-1]], list(edges), edges[0], at_most,
     )  # fmt: skip
-    now_s = (now - edges[0]).total_seconds()
-    last = len(edges) - 2
-    return [Wait(last, row["opened"], row["n"], row["opened_s"], row["n"] * now_s) for row in rows]
+    now_s, last = (now - edges[0]).total_seconds(), len(edges) - 2
+    waits = [Wait(last, row["opened"], row["n"], row["opened_s"], row["n"] * now_s) for row in rows]
+    return waits, any(wait.n > at_most for wait in waits)

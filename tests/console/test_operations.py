@@ -179,8 +179,9 @@ async def test_what_stands_still_is_told_with_a_reason(secured: Secured, browser
 
     assert "It is paused." in still and f'href="/runs/{paused}" data-row' in still
     assert "before it is one that is paused" in still and f'href="/runs/{behind_it}" data-row' in still
-    answer = await post(person, "/operations/requeue", paused)
-    assert "Taken up again" in answer.text and "Waits for people" in answer.text
+    assert "0 of 1 taken up again" in (await post(person, "/operations/requeue", paused)).text
+    answer = await post(person, "/operations/resume", paused)
+    assert "Resumed" in answer.text and "Waits for people" in answer.text
     assert (await program.get(f"/hitl/runs/{paused}")).json()["status"] == "awaiting_human"
 
 
