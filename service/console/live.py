@@ -26,13 +26,14 @@ GATHER_S: Final = 0.15
 Look = Callable[[], Awaitable[str]]
 
 
-def changes(visit: Visit, look: Look) -> Response:
-    """`changed` events, each with the mark of what the page is now; `gone` when the session is over."""
+def changes(visit: Visit, look: Look, *, gather_s: float = GATHER_S) -> Response:
+    """`changed` events, each with the mark of what the page is now; `gone` when the session is over. `gather_s`: how
+    long hints are gathered before it is asked again, for a page that every run changes."""
     reader = Reader(visit.principal.tenant, key_id=visit.principal.key_id, frames=False)
-    return Stream(reader, _told(visit, reader, look))
+    return Stream(reader, _told(visit, reader, look, gather_s))
 
 
-async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[ServerSentEvent]:
+async def _told(visit: Visit, reader: Reader, look: Look, gather_s: float) -> AsyncIterator[ServerSentEvent]:
     hub: Hub = visit.request.app.state.hub
     mark = visit.request.query_params.get("seen", "")
     yield ServerSentEvent(comment="here", retry=RETRY_MS, sep="\n")
@@ -43,7 +44,7 @@ async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[Serve
                 now = await look()
                 theirs = await _still_in(visit)
             except Unavailable:  # Postgres comes back, and the mark is still known
-                await _wait(reader, changed)
+                await _wait(reader, changed, gather_s)
                 continue
             except HitlError:
                 theirs = False
@@ -52,12 +53,12 @@ async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[Serve
             elif now != mark:
                 mark = now
                 yield ServerSentEvent(now, event="changed", sep="\n")
-            await _wait(reader, changed)
+            await _wait(reader, changed, gather_s)
     if reader.ended is Ended.REVOKED:  # a process that stops says nothing: the stream comes again
         yield ServerSentEvent("gone", event="gone", sep="\n")
 
 
-async def _wait(reader: Reader, changed: asyncio.Event) -> None:
+async def _wait(reader: Reader, changed: asyncio.Event, gather_s: float) -> None:
     """Until something may have changed, or nobody follows any more; hints come in bursts."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(changed.wait()), group.create_task(reader.gone.wait())]
@@ -65,7 +66,7 @@ async def _wait(reader: Reader, changed: asyncio.Event) -> None:
         for task in tasks:
             task.cancel()
     with suppress(TimeoutError):
-        async with asyncio.timeout(GATHER_S):
+        async with asyncio.timeout(gather_s):
             await reader.gone.wait()
 
 

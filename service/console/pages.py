@@ -7,10 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service.console import approval, assets, deciding, inbox, rendering, run, signin
+from service.console import approval, assets, deciding, inbox, operations, rendering, run, runs, signin
 from service.console.page import Page, serve
 
-PAGES: Final[tuple[Page, ...]] = (*inbox.PAGES, *approval.PAGES, *deciding.PAGES, *run.PAGES, *signin.PAGES)
+PAGES: Final[tuple[Page, ...]] = (
+    *inbox.PAGES, *runs.PAGES, *run.PAGES, *operations.PAGES, *approval.PAGES, *deciding.PAGES, *signin.PAGES
+)  # fmt: skip
 
 
 def routes() -> list[BaseRoute]:

@@ -94,7 +94,7 @@ class Office:
         return page
 
     async def person(
-        self, name: str = "ann", *, groups: tuple[str, ...] = (), role: str = "reviewer", **options: Any
+        self, name: str = "ann", *, role: str = "reviewer", groups: tuple[str, ...] = (), **options: Any
     ) -> Page:
         """Somebody who has signed in by the form, at the inbox."""
         _, key = await self.secured.key(role, tenant=self.tenant, subject=name, groups=groups)

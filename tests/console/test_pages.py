@@ -79,6 +79,10 @@ async def every_page(program: Any) -> dict[str, str]:
         "run": f"/runs/{run_id}",
         "run that ended": f"/runs/{ended}?progress=1",
         "refusal": "/approvals/none",
+        "runs": "/runs",
+        "runs over a week": "/runs?period=7d&status=awaiting_human",
+        "runs not found": "/runs?q=zz&created_after=yesterday&user=nobody",
+        "operations": "/operations",
     }
 
 
@@ -252,9 +256,10 @@ async def test_the_pages_do_not_move_while_they_load(office: Office) -> None:
           for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
         }).observe({ type: "layout-shift", buffered: true });
     """)
+    approval = await page.locator(".row a[data-row]").first.get_attribute("href") or ""
     run_id = await start(program, run_body(echo(), policy="require_human"))
     await at(program, run_id, "information_review")
-    for path in ("/", await page.locator(".row a[data-row]").first.get_attribute("href") or "", f"/runs/{run_id}"):
+    for path in ("/", approval, f"/runs/{run_id}", "/runs", "/operations"):
         await page.goto(path)
         await page.wait_for_function("document.documentElement.classList.contains('live')")
         moved: float = await page.evaluate("window.moved")

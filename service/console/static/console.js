@@ -23,8 +23,8 @@
     for (const time of within.querySelectorAll("time[data-local]")) {
       const at = new Date(time.dateTime);
       if (Number.isNaN(at.getTime())) continue;
-      time.textContent = inZone.format(at);
-      time.title = `${time.textContent} ${zone}`;
+      time.title = `${inZone.format(at)} ${zone}`;
+      time.textContent = time.dataset.local === "short" ? inZone.format(at).slice(5) : inZone.format(at);
     }
   }
   function span(seconds) {
