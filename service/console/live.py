@@ -6,6 +6,7 @@ between the page and its stream.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -23,6 +24,8 @@ from service.live.reader import Ended, Reader
 
 IDLE_S: Final = 2.0
 GATHER_S: Final = 0.15
+REST_MAX_S: Final = 0.6
+REST: Final = 4
 Look = Callable[[], Awaitable[str]]
 
 
@@ -39,11 +42,14 @@ async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[Serve
     with hub.attached(reader), visit.services.notifier.follow_all() as changed:
         while reader.ended is None:
             changed.clear()
+            began = time.monotonic()
+            rested_at = began + REST_MAX_S
             try:
                 now = await look()
+                rested_at = min(rested_at, time.monotonic() + REST * (time.monotonic() - began))
                 theirs = await _still_in(visit)
             except Unavailable:  # Postgres comes back, and the mark is still known
-                await _wait(reader, changed)
+                await _wait(reader, changed, rested_at)
                 continue
             except HitlError:
                 theirs = False
@@ -52,20 +58,21 @@ async def _told(visit: Visit, reader: Reader, look: Look) -> AsyncIterator[Serve
             elif now != mark:
                 mark = now
                 yield ServerSentEvent(now, event="changed", sep="\n")
-            await _wait(reader, changed)
+            await _wait(reader, changed, rested_at)
     if reader.ended is Ended.REVOKED:  # a process that stops says nothing: the stream comes again
         yield ServerSentEvent("gone", event="gone", sep="\n")
 
 
-async def _wait(reader: Reader, changed: asyncio.Event) -> None:
-    """Until something may have changed, or nobody follows any more; hints come in bursts."""
+async def _wait(reader: Reader, changed: asyncio.Event, rested_at: float) -> None:
+    """Until something may have changed, or nobody follows any more. Hints come in bursts, and a look that took long
+    is followed by a rest."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(changed.wait()), group.create_task(reader.gone.wait())]
         await asyncio.wait(tasks, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
     with suppress(TimeoutError):
-        async with asyncio.timeout(GATHER_S):
+        async with asyncio.timeout(max(GATHER_S, rested_at - time.monotonic())):
             await reader.gone.wait()
 
 
