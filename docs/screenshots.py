@@ -65,7 +65,7 @@ async def take(browser: Browser, url: str, pages: dict[str, str]) -> None:
         page = await context.new_page()
         for name, path in pages.items():
             await page.goto(path)
-            await page.wait_for_function("document.documentElement.classList.contains('live')")
+            await page.locator("html.live").wait_for(state="attached")
             await page.screenshot(path=IMAGES / f"{name}-{scheme}.png")
         await context.close()
 

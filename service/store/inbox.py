@@ -34,6 +34,7 @@ class Entry:
     version: int
     checkpoint: str
     expires_at: datetime
+    claimed: bool
 
 
 async def entries(
@@ -49,7 +50,9 @@ async def entries(
     text = wanted.text or None
     rows = await conn.fetch(
         """
-        select id, version, checkpoint_type as checkpoint, expires_at from approvals
+        select id, version, checkpoint_type as checkpoint, expires_at,
+               coalesce(claimed_until > now(), false) as claimed
+        from approvals
         where tenant = $1 and status = 'pending' and (expires_at, id) > ($4, $5) and case when
               ($6::text is null or checkpoint_type = $6)
           and ($7::text is null or session_id = $7)
