@@ -44,7 +44,8 @@ async def entries(
 
     One walk along `approvals_inbox` in the order of deadlines, which ends with the page. All that narrows stands in
     one CASE: Postgres would guess how few fit, mostly wrong, and sort them all instead; so it expects nearly every row
-    to fit, and asks in this order, what costs most last. Ids become text only for what could be part of one.
+    to fit, and asks in this order: what narrows, then whom it is for. Ids become text only for what could be part of
+    one.
     """
     at, last = after or (FIRST_AT, FIRST_ID)
     text = wanted.text or None
@@ -65,13 +66,13 @@ async def entries(
                or position(lower($12) in
                     lower(concat_ws(' ', user_id, session_id, submitter, checkpoint_type, claimed_by))) > 0
                or ($13 and position(lower($12) in concat_ws(' ', id, run_id)) > 0))
+          and ($14::text is null or exists (
+               select from runs r where r.id = run_id and r.tenant = $1 and r.provider = $14
+                  and r.status in ('queued', 'running', 'awaiting_human', 'awaiting_provider', 'paused')))
           and (reviewers->'users' = '[]' and reviewers->'groups' = '[]'
                or reviewers->'users' ? $2 or reviewers->'groups' ?| $3)
           and (submitter <> $2 and user_id is distinct from $2
                or coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1))
-          and ($14::text is null or exists (
-               select from runs r where r.id = run_id and r.tenant = $1 and r.provider = $14
-                  and r.status in ('queued', 'running', 'awaiting_human', 'awaiting_provider', 'paused')))
         then 1 else 0 end <> 0
         order by expires_at, id limit $15
         """,

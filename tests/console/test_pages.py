@@ -97,6 +97,11 @@ async def test_axe_finds_nothing_on_any_page(office: Office, scheme: Any) -> Non
     for name, path in (await every_page(program)).items():
         await page.goto(path)
         found[name] = await violations(page)
+    await page.goto(f"/approvals/{await ask(program, 'To hand on', reviewers={'quorum': 2})}")
+    await page.keyboard.press("c")
+    await page.get_by_text("You have claimed it").wait_for()
+    await page.keyboard.press("d")
+    found["claimed, and handing on"] = await violations(page)
     await page.goto("/")
     await page.keyboard.press("?")
     found["keys"] = await violations(page)
