@@ -15,6 +15,7 @@ from service.console.deciding import CHANNEL, decide_at, handed_to, reason_of
 from service.console.media import Media, media_of
 from service.console.page import Page, Visit
 from service.domain import approval as rules
+from service.domain import schema as schemas
 from service.domain.approval import Approval, Decision, Order
 from service.domain.patch import NoPatch, patch_between
 from service.domain.policy import Checkpoint
@@ -241,10 +242,10 @@ def _own_rows(approval: Approval) -> list[Mapping[str, Any]]:
         inner = patch["payload"] if set(patch) == {"payload"} else patch
         edited |= dict.fromkeys(inner if isinstance(inner, Mapping) else patch, decision.actor)
     payload = approval.context.get("payload")
-    return [
-        {"name": name, "origin": "edited" if name in edited else "program", "edited_by": edited.get(name)}
-        for name in (payload if isinstance(payload, Mapping) else ())
-    ]
+    given = payload if isinstance(payload, Mapping) else {}
+    origins = {**dict.fromkeys(given, "program"), **{name: "edited" for name in edited if name in given}}
+    names = dict.fromkeys([*schemas.properties(approval.schema, approval.schema), *given])
+    return [{"name": name, "origin": origins.get(name), "edited_by": edited.get(name)} for name in names]
 
 
 def _faults(inputs: editor.Input | None, refusal: HitlError) -> dict[str, Any]:

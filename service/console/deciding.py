@@ -130,12 +130,11 @@ async def _one_of_many(visit: Visit, text: str) -> Result:
         decided = await commands.decide(visit.services, approval_id, order, visit.principal, channel=CHANNEL)
     except HitlError as refusal:
         shown = refusal.extra.get("approval")
-        name = shown.message if isinstance(shown, Approval) else str(approval_id)
-        return Result(str(approval_id), name, ok=False, title=refusal.title, detail=_first(refusal))
+        name = shown.message if isinstance(shown, Approval) else ""
+        return Result(str(approval_id), name or str(approval_id), ok=False, title=refusal.title, detail=_first(refusal))
     approval = decided.approval
-    return Result(
-        str(approval_id), approval.message, ok=True, title=STATES[approval.status] if not approval.is_open else VOTED
-    )
+    title = VOTED if approval.is_open else STATES[approval.status]
+    return Result(str(approval_id), approval.message or str(approval_id), ok=True, title=title)
 
 
 async def _claim(visit: Visit, *, release: bool) -> Response:

@@ -45,7 +45,7 @@ STATES: Final = {
     ApprovalStatus.EXPIRED: "Expired",
     ApprovalStatus.CANCELLED: "Cancelled",
 }
-DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "asked for another try"}
+DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "retried"}
 ORIGINS: Final = {
     "prompt": "from the prompt",
     "attachment": "from an attachment",

@@ -295,8 +295,8 @@ async def test_a_countdown_that_ends_on_screen_ends_the_choice(office: Office) -
 
 async def test_what_expires_leaves_the_inbox_and_ends_its_page_while_people_look(office: Office) -> None:
     program = await office.program()
-    approval_id = await ask(program, "Now or never", timeout_seconds=4)
     page, inbox = await office.person("ann"), await office.person("bob")
+    approval_id = await ask(program, "Now or never", timeout_seconds=8)
     await page.goto(f"/approvals/{approval_id}")
     await expect(page.locator("[data-until]").first).to_have_text(re.compile(r"\d s"))
     await expect(row(inbox, "Now or never")).to_be_visible()

@@ -87,6 +87,22 @@ async def test_what_each_page_asks_reads_no_table_whole(crowded: Database, name:
     assert index in known, known
 
 
+async def test_text_is_found_in_names_without_regard_to_case_and_in_pieces_of_ids(crowded: Database) -> None:
+    async with crowded.connection(EVERY) as conn:
+        found = await conn.fetchrow(
+            "select id, run_id from approvals where status = 'pending' and reviewers->'groups' = '[]'"
+            " and reviewers->'users' = '[]' limit 1"
+        )
+        assert found is not None
+        by_name = await inbox.entries(conn, ANN, Wanted(text="S77"), limit=2000)
+        by_id = await inbox.entries(conn, ANN, Wanted(text=str(found["id"])[9:].upper()), limit=5)
+        by_reason = await inbox.entries(conn, ANN, Wanted(reason="quested"), limit=5)
+
+    assert len(by_name) > 20  # s77, s770 to s779
+    assert [entry.id for entry in by_id] == [found["id"]]
+    assert by_reason == [], "a reason is found by how it begins"
+
+
 async def test_a_person_is_shown_what_names_them_and_what_names_nobody_else(crowded: Database) -> None:
     async with crowded.connection(EVERY) as conn:
         ann = await inbox.entries(conn, ANN, Wanted(), limit=200_000)
