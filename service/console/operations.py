@@ -15,7 +15,7 @@ from service.domain.ids import parse_id
 from service.domain.principal import Permission
 from service.errors import HitlError, Invalid
 
-LOOK_EVERY_S: Final = 1.0
+APART_S: Final = 1.0
 Act = Callable[[Visit, UUID], Awaitable[str]]
 _QUEUE: Final = (
     ("queued", "Due", "queued", "a worker takes them on"),
@@ -61,7 +61,7 @@ async def follow(visit: Visit) -> Response:
     async def look() -> str:
         return (await operations.look(visit.services, visit.principal)).mark
 
-    return live.changes(visit, look, gather_s=LOOK_EVERY_S)
+    return live.changes(visit, look, apart_s=APART_S)
 
 
 async def requeue(visit: Visit) -> Response:

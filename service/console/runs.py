@@ -20,7 +20,7 @@ from service.store.runs import RunFilter
 SIZES: Final = (50, 100, 200)
 FIELDS: Final = ("q", "status", "user", "session", "provider", "created_after", "created_before", "n")
 MAX_TEXT: Final = 200
-LOOK_EVERY_S: Final = 1.0
+APART_S: Final = 1.0
 YEARS: Final = range(2000, 9999)
 
 
@@ -78,7 +78,7 @@ async def follow(visit: Visit) -> Response:
         chart = await charts.of(visit.services, visit.principal, _period(visit))
         return _mark(await _found(visit, asked), chart)
 
-    return live.changes(visit, look, gather_s=LOOK_EVERY_S)
+    return live.changes(visit, look, apart_s=APART_S)
 
 
 async def _found(visit: Visit, asked: Asked) -> RunList:

@@ -35,6 +35,7 @@ _FLAGS: Final = {
     "content_filter": "stopped by a content filter",
     "refusal": "the model refused",
 }
+REASON_CODES: Final = (*_REASONS, "missing.", *(f"safety.{flag}" for flag in _FLAGS))
 STATES: Final = {
     ApprovalStatus.PENDING: "Open",
     ApprovalStatus.APPROVED: "Approved",
@@ -44,7 +45,7 @@ STATES: Final = {
     ApprovalStatus.EXPIRED: "Expired",
     ApprovalStatus.CANCELLED: "Cancelled",
 }
-DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "asked for another try"}
+DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "retried"}
 ORIGINS: Final = {
     "prompt": "from the prompt",
     "attachment": "from an attachment",
@@ -52,6 +53,7 @@ ORIGINS: Final = {
     "example": "from the example",
     "schema_default": "the default",
     "edited": "edited",
+    "program": "from the program",
 }
 
 
@@ -84,6 +86,12 @@ def silence(approval: Approval) -> str:
     if approval.on_timeout == "approve" and silence_may_approve(approval):
         return "then it is approved"
     return "then it is rejected"
+
+
+def paused_left(approval: Approval) -> str:
+    """How long is left once the run goes on."""
+    assert approval.clock_stopped_at is not None
+    return left(approval.expires_at, approval.clock_stopped_at)
 
 
 def left(until: datetime, now: datetime) -> str:

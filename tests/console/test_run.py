@@ -120,7 +120,7 @@ async def test_pause_resume_and_cancel_by_keyboard_alone(office: Office) -> None
     await keys.press("Control+Enter")
     await expect(state(page)).to_have_text("Cancelled")
     await keys.press("u")
-    await page.get_by_role("heading", name="Inbox").wait_for()
+    await page.get_by_role("heading", name="Runs", exact=True).wait_for()
 
 
 async def test_what_has_failed_says_what_to_do_and_is_requeued_by_mouse_and_by_key(office: Office) -> None:

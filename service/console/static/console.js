@@ -39,7 +39,7 @@
       const text = left > 0 ? span(left) : "time is out";
       if (part.textContent !== text) part.textContent = text;
       part.classList.toggle("soon", left < 300);
-      if (left > 0) continue;
+      if (left > 0 || part.dataset.quiet !== undefined) continue; // a claim's end ends no choice
       const about = part.closest("[data-about]");
       if (!about || about.dataset.over) continue;
       about.dataset.over = "yes";
@@ -119,7 +119,8 @@
     const fields = new URLSearchParams(new FormData(form, submitter));
     for (const [name, value] of Object.entries(more)) fields.set(name, value);
     try {
-      const answer = await fetch(form.getAttribute("action"), // not `form.action`: that may be a button of that name
+      const target = submitter?.getAttribute("formaction") || form.getAttribute("action");
+      const answer = await fetch(target, // not `form.action`: that may be a button of that name
         { method: "POST", body: fields, headers: { Accept: "application/json" } });
       const told = await answer.json();
       return { status: answer.status, ...told };
