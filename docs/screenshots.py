@@ -1,6 +1,6 @@
 """The pictures of docs/images, taken of a throw-away stack with something in it: `make screenshots`.
 
-Pages are listed in `PAGES`; each is taken in both themes, small, and looked at by whoever commits it.
+Each page is taken in both themes, small, and looked at by whoever commits it.
 """
 
 import asyncio

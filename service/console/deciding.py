@@ -1,7 +1,6 @@
 """What a person does with an approval: decide, decide many, claim, release. The same commands as the API's."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final, cast, get_args
 from uuid import UUID
 
@@ -10,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from service.border.body import parse
 from service.commands import approvals as commands
 from service.console.page import Page, Visit
+from service.console.results import Result, page
 from service.console.words import STATES
 from service.domain.approval import Action, Approval, Order
 from service.domain.ids import parse_id
@@ -23,17 +23,6 @@ MAX_REASON: Final = 10_000
 MAX_PICKED: Final = 500
 MAX_NAME: Final = 200
 _DECIDE: Final = Permission.DECIDE
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one of many."""
-
-    id: str
-    name: str
-    ok: bool
-    title: str
-    detail: str = ""
 
 
 async def decide_at(visit: Visit) -> Response:
@@ -60,7 +49,8 @@ async def decide_many(visit: Visit) -> Response:
     if visit.form.get("action") == "reject" and reason_of(visit) is None:
         raise Invalid("a rejection needs a reason: nothing was decided, go back and give one")
     results = [await _one_of_many(visit, text) for text in picked]
-    return visit.html("results.html", results=results, taken=sum(result.ok for result in results), back=_inbox(visit))
+    title = f"{sum(result.ok for result in results)} of {len(results)} decided"
+    return page(visit, results, title, back=_inbox(visit), back_to="the inbox")
 
 
 async def claim(visit: Visit) -> Response:
@@ -124,17 +114,18 @@ async def _one_of_many(visit: Visit, text: str) -> Result:
     named, _, sha = text.partition(" ")
     approval_id = parse_id(named)
     if approval_id is None:
-        return Result("", named[:MAX_NAME], ok=False, title="Not found")
+        return Result(named[:MAX_NAME], None, ok=False, title="Not found")
+    path = f"/approvals/{approval_id}"
     try:
         order = order_of(visit, sha or None)
         decided = await commands.decide(visit.services, approval_id, order, visit.principal, channel=CHANNEL)
     except HitlError as refusal:
         shown = refusal.extra.get("approval")
         name = shown.message if isinstance(shown, Approval) else ""
-        return Result(str(approval_id), name or str(approval_id), ok=False, title=refusal.title, detail=_first(refusal))
+        return Result(name or str(approval_id), path, ok=False, title=refusal.title, detail=_first(refusal))
     approval = decided.approval
     title = VOTED if approval.is_open else STATES[approval.status]
-    return Result(str(approval_id), approval.message or str(approval_id), ok=True, title=title)
+    return Result(approval.message or str(approval_id), path, ok=True, title=title)
 
 
 async def _claim(visit: Visit, *, release: bool) -> Response:

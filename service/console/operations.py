@@ -1,7 +1,6 @@
 """The page of operations: what waits and what stands still, what failed and what was not delivered, and what helps."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -9,8 +8,9 @@ from starlette.responses import Response
 
 from service.commands import operations
 from service.commands.operations import Operations
-from service.console import graphs, live, overview_words
+from service.console import graphs, live, words
 from service.console.page import Page, Visit
+from service.console.results import Result, page
 from service.domain.ids import parse_id
 from service.domain.principal import Permission
 from service.errors import HitlError, Invalid
@@ -27,17 +27,6 @@ _QUEUE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one of those that were picked."""
-
-    id: str
-    path: str | None
-    ok: bool
-    title: str
-    detail: str = ""
-
-
 async def show(visit: Visit) -> Response:
     """The state of the tenant's runs."""
     found = await operations.look(visit.services, visit.principal)
@@ -46,8 +35,7 @@ async def show(visit: Visit) -> Response:
         o=found,
         at=found.at,
         queue=_tiles(found),
-        ages=list(zip(overview_words.AGES, found.ages, strict=True)),
-        says=overview_words,
+        ages=list(zip(words.AGES, found.ages, strict=True)),
         share=graphs.share,
         shown=operations.SHOWN,
         among=operations.AMONG,
@@ -81,12 +69,12 @@ async def redeliver(visit: Visit) -> Response:
 
 async def _requeued(visit: Visit, run_id: UUID) -> str:
     run = await operations.requeue(visit.services, visit.principal, run_id)
-    return overview_words.STATES[run.status]
+    return words.RUN_STATES[run.status]
 
 
 async def _resumed(visit: Visit, run_id: UUID) -> str:
     run = await operations.resume(visit.services, visit.principal, run_id)
-    return overview_words.STATES[run.status]
+    return words.RUN_STATES[run.status]
 
 
 async def _redelivered(visit: Visit, message_id: UUID) -> str:
@@ -106,13 +94,13 @@ async def _each(visit: Visit, act: Act, done: str, path: str | None) -> Response
         fault = next((result for result in results if not result.ok), None)
         detail = f"{fault.title}: {fault.detail}" if fault else ""
         return visit.json({"ok": fault is None, "title": title, "detail": detail})
-    return visit.html("operated.html", title=title, results=results)
+    return page(visit, results, title, back="/operations", back_to="operations")
 
 
 async def _one(visit: Visit, act: Act, text: str, path: str | None) -> Result:
     one = parse_id(text)
     if one is None:
-        return Result("", None, ok=False, title="Not found")
+        return Result("not an id", None, ok=False, title="Not found")
     leads = f"{path}{one}" if path else None
     try:
         return Result(str(one), leads, ok=True, title=await act(visit, one))
@@ -126,7 +114,7 @@ def _tiles(found: Operations) -> list[dict[str, Any]]:
     return [
         {
             "name": title, "status": status, "hint": hint, "share": graphs.share(found.queue[name], most),
-            "figure": overview_words.count(found.queue[name], operations.COUNTED), "kind": name,
+            "figure": words.count(found.queue[name], operations.COUNTED), "kind": name,
         }
         for name, title, status, hint in _QUEUE
     ]  # fmt: skip

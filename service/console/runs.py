@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.border import paging
 from service.commands import charts, run_list
 from service.commands.run_list import RunList
-from service.console import graphs, live, overview_words
+from service.console import graphs, live, words
 from service.console.page import Page, Visit
 from service.domain.chart import PERIODS, Chart
 from service.domain.run import RunStatus
@@ -64,7 +64,6 @@ async def show(visit: Visit) -> Response:
         mark=_mark(found, chart),
         stream=f"/live/runs?{urlencode({**asked.kept, **periodic, **_after(visit)})}",
         sizes=SIZES,
-        says=overview_words,
         looked_into=run_list.LOOKED_INTO,
         bar_counted=charts.COUNTED,
     )
@@ -129,7 +128,7 @@ def _states(asked: Asked, more: Mapping[str, str]) -> list[tuple[str, str, str, 
     others = {name: value for name, value in asked.kept.items() if name not in ("status", "q")}
     now = asked.kept.get("status")
     return [
-        (status, overview_words.STATES[status], urlencode({**others, "status": status.value, **more}), status == now)
+        (status, words.RUN_STATES[status], urlencode({**others, "status": status.value, **more}), status == now)
         for status in RunStatus
     ]
 

@@ -456,7 +456,9 @@ async def test_it_works_without_script(office: Office) -> None:
     assert (await decided(program, approval["approval_id"]))["status"] == "edited"
 
 
-@pytest.mark.parametrize("path", ["/approvals/not-an-id", "/approvals/00000000-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize(
+    "path", ["/approvals/not-an-id", "/approvals/00000000-0000-7000-8000-000000000000", "/nowhere"]
+)
 async def test_what_is_not_there_is_said_in_a_page(office: Office, path: str) -> None:
     page = await office.person()
     answer = await page.goto(path)

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
+import pytest
 from playwright.async_api import expect
 
 from service.domain.ids import uuid7
@@ -13,7 +14,7 @@ from service.store import dead_jobs
 from service.store.database import EVERY
 from tests.conftest import Provider, behind, echo, eventually, run_body, settled, start
 from tests.console.conftest import Office, ask, csrf, new_tenant, sign_in
-from tests.console.test_pages import CANARY
+from tests.console.test_pages import CANARY, violations
 from tests.console.test_runs import begun
 from tests.contract.conftest import Secured
 
@@ -276,3 +277,41 @@ async def test_keys_move_through_all_that_can_be_opened(office: Office) -> None:
 
     approval_id = (await program.get(f"/hitl/runs/{run_id}")).json()["pending_actions"][0]["approval_id"]
     await expect(page).to_have_url(re.compile(f"/approvals/{approval_id}$"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_where_there_is_nothing_and_where_all_is_open(office: Office, scheme: Any) -> None:
+    page = await office.person("boss", role="admin", color_scheme=scheme)
+    found: dict[str, list[str]] = {}
+
+    async def look(name: str) -> None:
+        found[name] = await violations(page)
+
+    for path in ("/", "/runs", "/operations", f"/runs/{uuid4()}", "/nowhere"):
+        await page.goto(path)
+        await look(f"nothing at {path}")
+    program = await office.program()
+    run_id = await broken(program)
+    for path in ("/runs", "/operations", f"/runs/{run_id}"):
+        await page.goto(path)
+        await page.keyboard.press("?")
+        await look(f"keys of {path}")
+        await page.keyboard.press("Escape")
+        closed = page.locator("main details:not([open]) > summary")
+        while await closed.count():
+            await closed.first.click()
+        await look(f"all open at {path}")
+    await page.route("**/live/**", lambda route: route.abort())  # the page is older than the run
+    await page.goto(f"/runs/{run_id}")
+    await program.post(f"/hitl/run/{run_id}/resume")
+    await settled(program, run_id, "completed")
+    await page.evaluate("document.querySelector('[data-act=requeue]').submit()")  # as without script
+    await page.locator("#problem").wait_for()
+    await look("too late")
+    await failed(office.secured, office.tenant, "internal_error", recoverable=True)
+    await page.goto("/operations")
+    await page.evaluate("document.querySelector('[data-acts]').submit()")
+    await page.get_by_text("Back to operations").wait_for()
+    await look("results")
+
+    assert {name: told for name, told in found.items() if told} == {}

@@ -198,6 +198,8 @@ async def test_keys_move_open_search_and_show_themselves(office: Office) -> None
     await page.keyboard.press("Enter")
 
     await expect(page).to_have_url(re.compile(f"/runs/{older}$"))
+    await page.keyboard.press("u")  # to the list as it was
+    await expect(page).to_have_url(re.compile(f"/runs\\?q={older}$"))
 
 
 async def test_where_the_reader_is_stays_while_the_list_changes(office: Office) -> None:

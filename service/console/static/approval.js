@@ -19,7 +19,6 @@
     e: toChange,
     c: () => document.querySelector("form[data-claim] button:not(:disabled)")?.click(),
     d: () => { const to = document.getElementById("handing"); if (to) { to.open = true; document.getElementById("to-name").focus(); } },
-    u: () => { location.href = "/"; },
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "reason") press("reject");

@@ -140,6 +140,16 @@
   });
   page.onKey({ "?": () => document.getElementById("keys")?.showModal() });
 
+  // Back leads to the list as it was, filters and all, where the reader came from one.
+  const lists = { "/": "Inbox", "/runs": "Runs", "/operations": "Operations" };
+  const back = document.querySelector("[data-back]");
+  const from = back && document.referrer ? new URL(document.referrer) : null;
+  if (from && from.origin === location.origin && Object.hasOwn(lists, from.pathname)) {
+    back.href = from.pathname + from.search;
+    back.textContent = lists[from.pathname];
+  }
+  if (back) page.onKey({ u: () => back.click() });
+
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-theme-toggle]")) toggleTheme();
     const opens = event.target.closest("[data-opens]");
