@@ -1,6 +1,6 @@
 """The pictures of docs/images, taken of a throw-away stack with something in it: `make screenshots`.
 
-Pages are listed in `PAGES`; each is taken in both themes, small, and looked at by whoever commits it.
+Each page is taken in both themes, small, and looked at by whoever commits it.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx2
 from playwright.async_api import Browser, async_playwright
 
@@ -76,22 +77,68 @@ async def told(client: httpx2.AsyncClient) -> str:
     return run_id
 
 
+# an hour before the picture, so that there is something to see in charts: what went well, what failed, who is late
+PAST = """
+with past as (
+    insert into runs (id, tenant, status, step, status_since, woken_at, provider, tool, submitter, user_id, session_id,
+        created_at, updated_at, finished_at, error)
+    select gen_random_uuid(), 'default', case when n % 29 = 7 then 'failed' when n % 17 = 5 then 'cancelled'
+            else 'completed' end, 'api_call', at, at, case when n % 3 = 0 then 'http' else 'replicate' end, 'x', 'shop',
+        (array['ann', 'tom', 'lea', 'sue'])[n % 4 + 1], 'order-' || 4100 + n % 60, at, at, at + interval '40 seconds',
+        case when n % 29 = 7 then json_build_object('code', case when n % 2 = 0 then 'provider_unavailable'
+            else 'provider_rejected' end, 'message', null, 'step', 'api_call', 'recoverable', n % 2 = 0) end
+    from (select n, now() - interval '70 s' - n * interval '5.5 s' - sin(n / 47.0) * interval '150 s' as at
+          from generate_series(1, 600) n) as spread
+    returning *),
+asked as (
+    insert into approvals (id, tenant, run_id, checkpoint_type, status, reasons, message, context, submitter, reviewers,
+        on_timeout, timeout_s, created_at, expires_at, decided_at)
+    select gen_random_uuid(), 'default', id, 'payload_review', 'approved', array['requested'], '?', '{}', 'shop',
+        '{"quorum": 1, "users": [], "groups": []}', 'reject', 3600, created_at, created_at + interval '1 h',
+        created_at + interval '2 min' * random() + interval '4 s'
+    from past where status = 'completed'),
+lines as (
+    insert into delivery_lines (subject, kind, tenant, run_id, target)
+    select id, 'webhook', 'default', id, 'shop.example.com' from past where error->>'code' = 'provider_rejected'
+    order by created_at desc limit 2)
+insert into deliveries (id, tenant, subject, kind, type, status, tries, error, created_at)
+select gen_random_uuid(), 'default', id, 'webhook', 'run.failed', 'dead', 9, 'HTTP 503', finished_at
+from past where error->>'code' = 'provider_rejected' order by created_at desc limit 2
+"""
+LONG_PAUSED = "update runs set paused_at = paused_at - interval '3 hours' where status = 'paused'"
+
+
+async def look_back(client: httpx2.AsyncClient, database_url: str) -> None:
+    """Write what happened before."""
+    run_id = await start(client, run_body(echo(EXAMPLE), policy="require_human", allowed_steps=["payload_review"]))
+    await at(client, run_id, "payload_review")
+    await client.post(f"/hitl/run/{run_id}/pause")
+    conn = await asyncpg.connect(database_url)
+    await conn.execute(PAST)
+    await conn.execute(LONG_PAUSED)
+    await conn.close()
+
+
 async def take(browser: Browser, url: str, pages: dict[str, str]) -> None:
     for scheme in ("light", "dark"):
         context = await browser.new_context(base_url=url, viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
         page = await context.new_page()
         for name, path in pages.items():
             await page.goto(path)
-            await page.wait_for_function("document.documentElement.classList.contains('live')")
+            await page.locator("html.live").wait_for(state="attached")
             await page.screenshot(path=IMAGES / f"{name}-{scheme}.png")
         await context.close()
 
 
-async def picture(url: str) -> None:
+async def picture(url: str, database_url: str) -> None:
     async with httpx2.AsyncClient(base_url=url, timeout=70, trust_env=False) as client:
         run_id = await told(client)
         approval_id = await fill(client)
-    pages = {"inbox": "/", "approval": f"/approvals/{approval_id}", "run": f"/runs/{run_id}"}
+        await look_back(client, database_url)
+    pages = {
+        "inbox": "/", "approval": f"/approvals/{approval_id}", "run": f"/runs/{run_id}",
+        "runs": "/runs", "operations": "/operations",
+    }  # fmt: skip
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         await take(browser, url, pages)
@@ -105,7 +152,7 @@ def main() -> None:
         asyncio.run(migrate(servers.database_url))
         env = base_env(servers)
         with web(env, folder) as url, process(*WORKER, env=env, log=folder / "worker.log"):
-            asyncio.run(picture(url))
+            asyncio.run(picture(url, servers.database_url))
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -87,7 +87,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Middleware(RequestContext, leaving=leaving),
             Middleware(HeaderLimits),
         ],
-        exception_handlers={HitlError: problems.on_refusal, HTTPException: problems.on_http_exception},
+        exception_handlers={HitlError: problems.on_refusal, HTTPException: _on_http_exception},
         lifespan=lifespan,
     )
 
@@ -98,6 +98,11 @@ async def _reporting(settings: Settings) -> AsyncIterator[None]:
     endpoint = settings.otel_exporter_otlp_endpoint
     async with faults.flushing(), tracing.exporting(endpoint, process="web", version=__version__):
         yield
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    page = pages.lost(request) if isinstance(exc, HTTPException) and exc.status_code == 404 else None
+    return page or await problems.on_http_exception(request, exc)
 
 
 async def _openapi(request: Request) -> Response:

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx2
 
 from service import tracing
+from service.commands.kept import Kept
 from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
@@ -93,6 +94,7 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     noted: Recent = field(default_factory=Recent)
     together: "Together" = field(init=False)
+    kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "together", Together(self.db))

@@ -92,5 +92,5 @@ async def _entries(
 
 
 def _mark(first: Sequence[Entry], page: Sequence[Entry]) -> str:
-    told = f"{len(first)} " + " ".join(f"{entry.id}:{entry.version}" for entry in page)
+    told = f"{len(first)} " + " ".join(f"{entry.id}:{entry.version}:{entry.claimed}" for entry in page)
     return sha256(told.encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 
 from service.commands.context import Services
+from service.commands.excerpts import excerpts
 from service.domain import approval as rules
 from service.domain.approval import Approval, Order
 from service.domain.delegation import Delegation
@@ -18,16 +19,18 @@ from service.domain.principal import Permission, Principal, demand
 from service.domain.run import Run
 from service.errors import ApprovalClaimed, Conflict, Forbidden, NotFound, RunPaused
 from service.store import approvals, delegations, files, runs
+from service.store.delegations import Known
 
 EARLIER: Final = 20
+KNOWN: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Review:
     """`closed` says why this person cannot answer; None: they can. `claimed` is whose claim is in the way.
 
-    `earlier` are the run's other approvals, newest first; `files` the copies of its outputs; `others` who looks at it
-    too. `mark` changes when the page would.
+    `earlier` are the run's other approvals, newest first; `files` the copies of its outputs, `texts` how those of text
+    begin; `others` who looks at it too; `known` to whom it could be handed on. `mark` changes when the page would.
     """
 
     approval: Approval
@@ -39,7 +42,9 @@ class Review:
     earlier: Sequence[Approval] = ()
     delegations: Sequence[Delegation] = ()
     files: Sequence[StoredFile] = ()
+    texts: Mapping[UUID, str] = field(default_factory=dict)
     others: Sequence[str] = ()
+    known: Known = field(default_factory=Known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,9 @@ async def review(services: Services, approval_id: UUID, who: Principal) -> Revie
         if approval is None:
             raise NotFound("there is no such approval")
         handed_on = await delegations.of_approval(conn, approval_id)
+        known = await delegations.known(conn, who.tenant, at_most=KNOWN) if approval.is_open else Known()
         if approval.run_id is None:
-            return _review(services, approval, None, who, delegations=handed_on, others=others)
+            return _review(services, approval, None, who, delegations=handed_on, others=others, known=known)
         run = await runs.get(conn, who.tenant, approval.run_id)
         docs = await runs.documents(conn, approval.run_id)
         whole = await approvals.recent(conn, who.tenant, status=None, run_id=approval.run_id, limit=EARLIER)
@@ -68,7 +74,7 @@ async def review(services: Services, approval_id: UUID, who: Principal) -> Revie
     earlier = [other for other in whole if other.id != approval_id and other.created_at <= approval.created_at]
     return _review(
         services, approval, run, who, run_input=docs.run_input, earlier=earlier, delegations=handed_on, files=copies,
-        others=others,
+        texts=await excerpts(services, copies), others=others, known=known,
     )  # fmt: skip
 
 
@@ -82,7 +88,7 @@ async def watch(services: Services, approval_id: UUID, who: Principal) -> str:
         run = await runs.get(conn, who.tenant, approval.run_id) if approval.run_id else None
     if approval.is_open:
         await services.presence.look(approval_id, who.subject)
-    return _mark(approval, run, await services.presence.others(approval_id, who.subject))
+    return _mark(services, approval, run, await services.presence.others(approval_id, who.subject))
 
 
 def propose(services: Services, approval: Approval, order: Order, who: Principal) -> Proposal:
@@ -101,11 +107,13 @@ def propose(services: Services, approval: Approval, order: Order, who: Principal
 
 def _review(services: Services, approval: Approval, run: Run | None, who: Principal, **more: Any) -> Review:
     closed, claimed = _closed(services, approval, who)
-    return Review(approval, run, closed, claimed, _mark(approval, run, more["others"]), **more)
+    return Review(approval, run, closed, claimed, _mark(services, approval, run, more["others"]), **more)
 
 
-def _mark(approval: Approval, run: Run | None, others: Sequence[str]) -> str:
-    told = f"{approval.version} {run.version if run else 0} {orjson.dumps(list(others)).decode()}"
+def _mark(services: Services, approval: Approval, run: Run | None, others: Sequence[str]) -> str:
+    """A claim that ends changes no row, and the page all the same."""
+    held = rules.is_claimed(approval, now=services.db.now())
+    told = f"{approval.version} {run.version if run else 0} {held} {orjson.dumps(list(others)).decode()}"
     return sha256(told.encode()).hexdigest()[:16]
 
 

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from service.border.body import parse
 from service.border.files import send_file
+from service.commands.delegation import delegate
 from service.commands.reviews import Proposal, Review, propose, review, watch
 from service.commands.seen import note_seen
 from service.console import editor, live, words
-from service.console.deciding import CHANNEL, decide_at, reason_of
-from service.console.media import media_of
+from service.console.deciding import CHANNEL, decide_at, handed_to, reason_of
+from service.console.media import Media, media_of
 from service.console.page import Page, Visit
 from service.domain import approval as rules
-from service.domain.approval import Approval, Order
+from service.domain import schema as schemas
+from service.domain.approval import Approval, Decision, Order
 from service.domain.patch import NoPatch, patch_between
 from service.domain.policy import Checkpoint
 from service.domain.principal import Permission
@@ -73,6 +75,20 @@ async def decide(visit: Visit) -> Response:
         return _page(visit, found, refusal.status, refusal=refusal)
 
 
+async def hand_on(visit: Visit) -> Response:
+    """Others are asked instead. A refusal is shown on the page, and what was typed stays."""
+    approval_id = visit.id("approval_id")
+    try:
+        note = reason_of(visit, "note")
+        await delegate(visit.services, approval_id, handed_to(visit), visit.principal, reason=note)
+    except (Invalid, Conflict, Forbidden) as refusal:
+        refusal.detail = "; ".join([refusal.detail, *(error["message"] for error in refusal.errors)])
+        refusal.errors = ()
+        found = await review(visit.services, approval_id, visit.principal)
+        return _page(visit, found, refusal.status, refusal=refusal)
+    return RedirectResponse(f"/approvals/{approval_id}", 303)
+
+
 async def file(visit: Visit) -> Response:
     """A copy of an output, for the pages that show it."""
     return await send_file(visit.services, visit.principal.tenant, visit.id("file_id"), visit.request)
@@ -110,12 +126,28 @@ def _page(
         editing=bool(typed and typed.get("as")),
         edit_as=typed.get("as") if typed else "",
         proposal=proposal,
-        media=media_of(
-            [context.get("output"), context.get("payload"), found.run_input.get("attachments")], found.files
-        ),
+        media=_media(found, context, in_fields=inputs is not None and not edits_response(approval)),
+        media_in=lambda value: media_of(value, found.files),
+        mine=_my_vote(approval, visit.principal.subject),
+        handing={name: visit.form.get(name) for name in ("to", "name", "note")},
         turns=_turns(found.run_input),
         extra=_extra(approval),
     )
+
+
+def _media(found: Review, context: Mapping[str, Any], *, in_fields: bool) -> Sequence[Media]:
+    """What the output and the attachments hold; what the payload holds stands at its fields, where it has any."""
+    shown = media_of([context.get("output"), found.run_input.get("attachments")], found.files, found.texts)
+    payload = media_of(context.get("payload"), found.files, found.texts)
+    if in_fields:
+        return [one for one in shown if one not in payload]
+    return list(dict.fromkeys([*shown, *payload]))
+
+
+def _my_vote(approval: Approval, subject: str) -> Decision | None:
+    """What this person has said to what is under review now, while more must say so."""
+    mine = [one for one in rules.standing(approval) if one.actor == subject] if approval.is_open else []
+    return mine[-1] if mine else None
 
 
 def actions(approval: Approval) -> tuple[str, ...]:
@@ -197,9 +229,23 @@ def _response_text(approval: Approval, typed: Any) -> str:
 def _inputs(approval: Approval, typed: Any) -> editor.Input | None:
     if not edits_payload(approval):
         return None
-    told = approval.context.get("form") if approval.run_id is not None else None
+    told = approval.context.get("form") if approval.run_id is not None else {"fields": _own_rows(approval)}
     rows = told.get("fields", ()) if isinstance(told, Mapping) else ()
     return editor.inputs_of(approval.schema, approval.context.get("payload"), rows, typed)
+
+
+def _own_rows(approval: Approval) -> list[Mapping[str, Any]]:
+    """Where the fields of a program's own question came from: the program, or who edited them before."""
+    edited: dict[str, str] = {}
+    for decision in approval.decisions:
+        patch = decision.edits if decision.action == "edit" and isinstance(decision.edits, Mapping) else {}
+        inner = patch["payload"] if set(patch) == {"payload"} else patch
+        edited |= dict.fromkeys(inner if isinstance(inner, Mapping) else patch, decision.actor)
+    payload = approval.context.get("payload")
+    given = payload if isinstance(payload, Mapping) else {}
+    origins = {**dict.fromkeys(given, "program"), **{name: "edited" for name in edited if name in given}}
+    names = dict.fromkeys([*schemas.properties(approval.schema, approval.schema), *given])
+    return [{"name": name, "origin": origins.get(name), "edited_by": edited.get(name)} for name in names]
 
 
 def _faults(inputs: editor.Input | None, refusal: HitlError) -> dict[str, Any]:
@@ -246,5 +292,6 @@ PAGES: Final = (
     Page("/live/approvals/{approval_id}", {"GET": follow}),
     Page("/approvals/{approval_id}/change", {"POST": change}, Permission.DECIDE),
     Page("/approvals/{approval_id}/decision", {"POST": decide}, Permission.DECIDE),
+    Page("/approvals/{approval_id}/delegation", {"POST": hand_on}, Permission.DECIDE),
     Page("/files/{file_id}", {"GET": file}),
 )

@@ -5,12 +5,13 @@ What a person has not touched comes back as it was, byte for byte: a browser tur
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import orjson
 
 from service.border.body import parse
+from service.console import hints
 from service.console.page import Form
 from service.domain import schema as schemas
 from service.domain.canonical import JSON
@@ -24,7 +25,6 @@ MAX_ITEMS: Final = 50
 LONG: Final = 80
 _SCALARS: Final = ("string", "integer", "number", "boolean")
 _INTEGER: Final = re.compile(r"[+-]?\d{1,16}")
-_BOUNDS: Final = {"minimum": "min", "maximum": "max", "maxLength": "maxlength", "multipleOf": "step"}
 
 
 class _Missing:
@@ -50,7 +50,7 @@ class Input:
     default: Any = None
     options: Sequence[tuple[str, str]] = ()
     item: str | None = None
-    bounds: Mapping[str, Any] = field(default_factory=dict)
+    date: bool = False
     children: Sequence["Input"] = ()
     blank: bool = False
 
@@ -120,9 +120,9 @@ class _Maker:
         facets = schemas.facets(self._root, node)
         kind, item = self._kind(facets, value, len(path))
         made = Input(
-            path=pointer(path), label=_label(label, facets), kind=kind, value="", current=value, required=required,
-            hint=_hint(facets), default=facets.get("default"), item=item,
-            bounds={html: facets[key] for key, html in _BOUNDS.items() if _is_number(facets.get(key))},
+            path=pointer(path), label=hints.label(label, facets), kind=kind, value="", current=value, required=required,
+            hint=hints.hint(self._root, facets), default=facets.get("default"), item=item,
+            date=kind == "text" and hints.is_date(facets, None if value is MISSING else value),
             options=_options(facets, value), children=self._children(kind, path, node, facets, value),
         )  # fmt: skip
         shown = _shown(made)
@@ -131,8 +131,7 @@ class _Maker:
         return replace(made, value=shown)
 
     def _kind(self, facets: Mapping[str, JSON], value: Any, depth: int) -> tuple[Kind, str | None]:
-        options = facets.get("enum")
-        if isinstance(options, list) and options:
+        if hints.choices(facets):
             return "enum", None
         named = facets.get("type")
         kind = named if isinstance(named, str) else json_type(None if value is MISSING else value)
@@ -157,6 +156,8 @@ class _Maker:
             return "long"
         if facets.get("format") == "uri" or is_url(text):
             return "url"
+        if facets.get("format") in hints.FORMATS:
+            return "text"
         limit = facets.get("maxLength")
         return "text" if "pattern" in facets or (isinstance(limit, int) and limit <= LONG) else "long"
 
@@ -276,33 +277,16 @@ def _shown(one: Input) -> str:
 
 def _options(facets: Mapping[str, JSON], value: Any) -> list[tuple[str, str]]:
     """`(value, label)` of each choice; one that stands there and is none is named as such."""
-    listed = facets.get("enum")
-    if not isinstance(listed, list):
-        return []
-    known = [(_json(one), schemas.spelled(one)) for one in listed]
-    now = None if value is MISSING else _json(value)
+    known = [(_json(one), label) for one, label in hints.choices(facets)]
+    now = None if value is MISSING or not known else _json(value)
     return known if now is None or now in dict(known) else [(now, f"{schemas.spelled(value)} (not allowed)"), *known]
 
 
 def _told(one: Input, row: Mapping[str, Any]) -> Input:
     return replace(
-        one, label=str(row.get("label") or one.label), hint=str(row.get("hint") or one.hint),
+        one, label=str(row.get("label") or one.label),
         origin=row.get("origin"), edited_by=row.get("edited_by"),
     )  # fmt: skip
-
-
-def _hint(facets: Mapping[str, JSON]) -> str:
-    described = facets.get("description")
-    bounds = [
-        f"{name} {facets[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in facets
-    ]
-    return " ".join([*([described] if isinstance(described, str) else []), ", ".join(bounds)]).strip()
-
-
-def _label(name: str, facets: Mapping[str, JSON]) -> str:
-    title = facets.get("title")
-    words = name.replace("_", " ").strip()
-    return title if isinstance(title, str) and title else words[:1].upper() + words[1:]
 
 
 def _all(one: Input) -> Iterable[Input]:
@@ -321,7 +305,3 @@ def _lines(text: str) -> str:
 
 def _json(value: Any, *, indent: bool = False) -> str:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0).decode()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from service.border import paging
 from service.commands import inbox
-from service.console import live
+from service.console import live, words
 from service.console.page import Page, Visit
 from service.domain.principal import Permission
 from service.store.inbox import View, Wanted
@@ -22,6 +22,10 @@ AGES: Final[Mapping[str, tuple[str, float]]] = {
     "7d": ("a week", 7 * 86_400),
 }
 FIELDS: Final = ("q", "checkpoint", "session", "user", "provider", "reason", "group", "age", "n")
+LABELS: Final[Mapping[str, str]] = {
+    "q": "search", "checkpoint": "checkpoint", "session": "session", "user": "for", "provider": "provider",
+    "reason": "reason", "group": "asked group", "age": "waits for more than",
+}  # fmt: skip
 MAX_TEXT: Final = 200
 
 
@@ -38,6 +42,11 @@ async def show(visit: Visit) -> Response:
         counted=inbox.COUNTED,
         asked={name: asked.get(name, "") for name in FIELDS},
         kept=asked,
+        narrowing=[
+            (LABELS[name], _said(name, value), _where(asked, name)) for name, value in asked.items() if name != "n"
+        ],
+        where=lambda name, value: _where(asked, name, value),
+        providers=sorted({provider.name for provider in visit.services.registry.all()}),
         query=query,
         deeper=bool(set(asked) - {"q", "checkpoint", "n"}),
         narrowed=bool(set(asked) - {"n"}),
@@ -84,6 +93,24 @@ def _clean(given: Mapping[str, str]) -> dict[str, str]:
     if kept["n"] not in map(str, SIZES[1:]):
         kept["n"] = ""
     return {name: value for name, value in kept.items() if value}
+
+
+def _where(asked: Mapping[str, str], name: str, value: str = "") -> str:
+    """The inbox with this filter set to something else, or, where it stands so already, without it."""
+    wanted = "" if asked.get(name, "") == value else value
+    query = urlencode(_clean({**asked, name: wanted}))
+    return f"/?{query}" if query else "/"
+
+
+def _said(name: str, value: str) -> str:
+    """What a filter is set to, in words."""
+    match name:
+        case "age":
+            return AGES[value][0]
+        case "checkpoint":
+            return words.checkpoint(value)
+        case _:
+            return value
 
 
 def _wanted(asked: Mapping[str, str]) -> Wanted:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from service.domain.file import StoredFile
 from service.domain.ids import parse_id
 
-Kind = Literal["image", "audio", "video", "link"]
+Kind = Literal["image", "audio", "video", "text", "link"]
+_NO_TEXTS: Final[Mapping[UUID, str]] = {}
 MAX_SHOWN: Final = 40
 MAX_DATA: Final = 2_000_000
 _FILE: Final = re.compile(r"/hitl/files/([0-9a-f-]{36})")
@@ -22,22 +24,24 @@ _DATA: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """`source` is what the page may load; empty for what lies elsewhere, which is a link that a person may follow."""
+    """`source` is where it lies; with a `host` that is elsewhere: a link that a person may follow, and nothing that
+    the page loads. `text` is how a text begins."""
 
     kind: Kind
     source: str
     name: str
     host: str = ""
+    text: str = ""
 
 
-def media_of(value: Any, files: Sequence[StoredFile]) -> list[Media]:
-    """In the order in which they stand, each once."""
+def media_of(value: Any, files: Sequence[StoredFile], texts: Mapping[UUID, str] = _NO_TEXTS) -> list[Media]:
+    """In the order in which they stand, each once; `texts` are the beginnings of files by their ids."""
     known = {file.id: file for file in files}
-    found = dict.fromkeys(one for text in _texts(value) for one in _in(text, known))
+    found = dict.fromkeys(one for text in _texts(value) for one in _in(text, known, texts))
     return list(found)[:MAX_SHOWN]
 
 
-def _in(text: str, known: Mapping[Any, StoredFile]) -> Iterable[Media]:
+def _in(text: str, known: Mapping[Any, StoredFile], texts: Mapping[UUID, str]) -> Iterable[Media]:
     if text.startswith("data:"):
         data = _DATA.fullmatch(text) if len(text) <= MAX_DATA else None
         if data:
@@ -46,7 +50,9 @@ def _in(text: str, known: Mapping[Any, StoredFile]) -> Iterable[Media]:
     for match in _FILE.finditer(text):
         file = known.get(parse_id(match[1]))
         if file is not None:
-            yield Media(_kind(file.media_type), f"/files/{file.id}", file.name)
+            begins = texts.get(file.id)
+            kind = _kind(file.media_type) if begins is None else "text"
+            yield Media(kind, f"/files/{file.id}", file.name, text=begins or "")
     for match in _URL.finditer(text):
         url = match[0].rstrip(".,;:!?)]")
         host = _host(url)

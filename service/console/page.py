@@ -105,8 +105,7 @@ class Page:
 async def serve(page: Page, request: Request) -> Response:
     """Recognise, check, unpack, call. Every refusal is a page for a person."""
     request.state.route = page.path
-    services: Services = request.app.state.services
-    visit = Visit(services, request, page.path, Principal("nobody", "", "submitter"), "", signed_in=False)
+    visit = _unknown(request, page.path)
     try:
         visit = await _recognised(visit, page)
         if request.method == "POST":
@@ -115,6 +114,17 @@ async def serve(page: Page, request: Request) -> Response:
         return await page.handlers["GET" if request.method == "HEAD" else request.method](visit)
     except HitlError as refusal:
         return refused(visit, refusal)
+
+
+def nowhere(request: Request) -> Response:
+    """The page for a path that leads nowhere."""
+    return refused(_unknown(request, ""), NotFound("there is nothing here"))
+
+
+def _unknown(request: Request, template: str) -> Visit:
+    """A visit of nobody that is known yet."""
+    nobody = Principal("nobody", "", "submitter")
+    return Visit(request.app.state.services, request, template, nobody, "", signed_in=False)
 
 
 def refused(visit: Visit, refusal: HitlError) -> Response:

@@ -7,15 +7,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service.console import approval, assets, deciding, inbox, rendering, run, signin
-from service.console.page import Page, serve
+from service.console import approval, assets, deciding, inbox, operations, rendering, run, runs, signin
+from service.console.page import Page, nowhere, serve
 
-PAGES: Final[tuple[Page, ...]] = (*inbox.PAGES, *approval.PAGES, *deciding.PAGES, *run.PAGES, *signin.PAGES)
+PAGES: Final[tuple[Page, ...]] = (
+    *inbox.PAGES, *runs.PAGES, *run.PAGES, *operations.PAGES, *approval.PAGES, *deciding.PAGES, *signin.PAGES
+)  # fmt: skip
 
 
 def routes() -> list[BaseRoute]:
     rendering.environment().globals["navigation"] = [(page.path, page.name) for page in PAGES if page.name]
     return [*(_route(page) for page in PAGES), Route(assets.PATH, assets.serve, methods=["GET", "HEAD"])]
+
+
+def lost(request: Request) -> Response | None:
+    """A page for a person who followed a wrong link; None: it is a program, or asks for the API."""
+    wants_page = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
+    return nowhere(request) if wants_page and not request.url.path.startswith("/hitl/") else None
 
 
 def _route(page: Page) -> Route:

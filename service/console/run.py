@@ -26,6 +26,8 @@ from service.store.history import Told
 MAX_SHOWN: Final = 20_000
 """Characters of a value that the page shows; the whole is behind the disclosures of raw JSON."""
 MAX_PROGRESS: Final = 400
+APART_S: Final = 1.0
+"""Between two answers to who looks on while a provider streams."""
 MAX_CHANGES: Final = 100
 DONE: Final = {"pause": "Paused", "resume": "It goes on", "requeue": "Requeued", "cancel": "Cancelled"}
 
@@ -42,7 +44,7 @@ async def follow(visit: Visit) -> Response:
     async def look() -> str:
         return await history.watch(visit.services, run_id, visit.principal)
 
-    return live.changes(visit, look)
+    return live.changes(visit, look, apart_s=APART_S)
 
 
 async def raw(visit: Visit) -> Response:

@@ -8,35 +8,11 @@ from service.console import words
 from service.domain.approval import ApprovalStatus
 from service.domain.call import CallStatus
 from service.domain.event import Event, EventType
-from service.domain.run import RunStatus, Step
+from service.domain.run import RunStatus
 from service.domain.timeline import Kind, Lane
 
 _E = EventType
 
-STATES: Final[Mapping[str, str]] = {
-    RunStatus.QUEUED: "In line",
-    RunStatus.RUNNING: "Running",
-    RunStatus.AWAITING_HUMAN: "Waits for people",
-    RunStatus.AWAITING_PROVIDER: "Waits for the provider",
-    RunStatus.PAUSED: "Paused",
-    RunStatus.COMPLETED: "Completed",
-    RunStatus.FAILED: "Failed",
-    RunStatus.CANCELLED: "Cancelled",
-}
-LOOKS: Final[Mapping[str, str]] = {
-    RunStatus.COMPLETED: "good",
-    RunStatus.FAILED: "bad",
-    RunStatus.CANCELLED: "bad",
-    RunStatus.PAUSED: "warn",
-    RunStatus.AWAITING_HUMAN: "warn",
-}
-STEPS: Final[Mapping[str, str]] = {
-    Step.INFORMATION_REVIEW: "Information review",
-    Step.PAYLOAD_REVIEW: "Payload review",
-    Step.API_CALL: "Provider call",
-    Step.RESPONSE_REVIEW: "Response review",
-    Step.COMPLETED: "Done",
-}
 KINDS: Final = {
     Kind.QUEUE: "In line",
     Kind.WORK: "At work",
@@ -122,9 +98,9 @@ def lane(one: Lane) -> str:
     """What a row of the timeline is called."""
     match one.kind:
         case Kind.STEP:
-            return STEPS.get(one.name, one.name)
+            return words.STEPS.get(one.name, one.name)
         case Kind.HUMAN:
-            return "People asked" if one.name in STEPS else f"People asked: {words.checkpoint(one.name).lower()}"
+            return "People asked" if one.name in words.STEPS else f"People asked: {words.checkpoint(one.name).lower()}"
         case Kind.PROVIDER:
             return f"Call {one.call}, try {one.attempt}"
         case Kind.PAUSE:
@@ -157,7 +133,7 @@ def event(one: Event) -> str:
     match one.type:
         case _E.STEP_STARTED | _E.STEP_COMPLETED:
             step = str(data.get("step"))
-            return STEPS.get(step, step)
+            return words.STEPS.get(step, step)
         case _E.RUN_QUEUED:
             return _QUEUED.get(str(data.get("reason")), str(data.get("reason", "")))
         case _E.PROVIDER_SUBMITTED | _E.PROVIDER_COMPLETED | _E.PROVIDER_FAILED:
@@ -189,6 +165,6 @@ def _answer(data: Mapping[str, Any]) -> str:
 def late(action: str, status: str, by: tuple[str, datetime] | None = None) -> str:
     """Why an action came too late, and what the run is now."""
     did = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "requeue": "requeued"}[action]
-    state = STATES[RunStatus(status)]
+    state = words.RUN_STATES[RunStatus(status)]
     whose = f", by {by[0]} at {by[1]:%Y-%m-%d %H:%M:%S} UTC" if by else ""
     return f"It cannot be {did}: the run has changed meanwhile. It is now: {state}{whose}."

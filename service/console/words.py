@@ -8,6 +8,7 @@ import orjson
 
 from service.domain.approval import Approval, ApprovalStatus, escalates, silence_may_approve, standing
 from service.domain.fields import PROMPTS
+from service.domain.run import RunStatus, Step
 
 MAX_GIST: Final = 220
 
@@ -35,6 +36,7 @@ _FLAGS: Final = {
     "content_filter": "stopped by a content filter",
     "refusal": "the model refused",
 }
+REASON_CODES: Final = (*_REASONS, "missing.", *(f"safety.{flag}" for flag in _FLAGS))
 STATES: Final = {
     ApprovalStatus.PENDING: "Open",
     ApprovalStatus.APPROVED: "Approved",
@@ -44,7 +46,42 @@ STATES: Final = {
     ApprovalStatus.EXPIRED: "Expired",
     ApprovalStatus.CANCELLED: "Cancelled",
 }
-DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "asked for another try"}
+LOOKS: Final = {
+    ApprovalStatus.PENDING: "on",
+    ApprovalStatus.APPROVED: "good",
+    ApprovalStatus.EDITED: "good",
+    ApprovalStatus.REJECTED: "bad",
+    ApprovalStatus.RETRIED: "good",
+    ApprovalStatus.EXPIRED: "bad",
+    ApprovalStatus.CANCELLED: "bad",
+}
+RUN_STATES: Final[Mapping[str, str]] = {
+    RunStatus.QUEUED: "In line",
+    RunStatus.RUNNING: "Running",
+    RunStatus.AWAITING_HUMAN: "Waits for people",
+    RunStatus.AWAITING_PROVIDER: "Waits for the provider",
+    RunStatus.PAUSED: "Paused",
+    RunStatus.COMPLETED: "Completed",
+    RunStatus.FAILED: "Failed",
+    RunStatus.CANCELLED: "Cancelled",
+}
+RUN_LOOKS: Final[Mapping[str, str]] = {
+    RunStatus.COMPLETED: "good",
+    RunStatus.FAILED: "bad",
+    RunStatus.CANCELLED: "bad",
+    RunStatus.PAUSED: "warn",
+    RunStatus.AWAITING_HUMAN: "warn",
+}
+STEPS: Final[Mapping[str, str]] = {
+    Step.INFORMATION_REVIEW: "Information review",
+    Step.PAYLOAD_REVIEW: "Payload review",
+    Step.API_CALL: "Provider call",
+    Step.RESPONSE_REVIEW: "Response review",
+    Step.COMPLETED: "Done",
+}
+AGES: Final = ("under 1 min", "1 to 10 min", "10 min to 1 h", "1 to 8 h", "8 h to 1 day", "1 to 7 days", "over 7 days")
+"""Of `operations.AGES`, and what is older than the last."""
+DID: Final = {"approve": "approved", "edit": "changed", "reject": "rejected", "retry": "retried"}
 ORIGINS: Final = {
     "prompt": "from the prompt",
     "attachment": "from an attachment",
@@ -52,6 +89,7 @@ ORIGINS: Final = {
     "example": "from the example",
     "schema_default": "the default",
     "edited": "edited",
+    "program": "from the program",
 }
 
 
@@ -86,17 +124,42 @@ def silence(approval: Approval) -> str:
     return "then it is rejected"
 
 
+def paused_left(approval: Approval) -> str:
+    """How long is left once the run goes on."""
+    assert approval.clock_stopped_at is not None
+    return left(approval.expires_at, approval.clock_stopped_at)
+
+
 def left(until: datetime, now: datetime) -> str:
     """How long until then, for those without script."""
-    seconds = int((until - now).total_seconds())
-    if seconds <= 0:
-        return "time is out"
-    days, hours, minutes = seconds // 86_400, seconds // 3600 % 24, seconds // 60 % 60
-    if seconds >= 2 * 86_400:
-        return f"{days} d {hours} h"
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {minutes} min"
-    return f"{minutes} min" if seconds >= 300 else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+    return length(now, until) if until > now else "time is out"
+
+
+def length(since: datetime, until: datetime) -> str:
+    """A stretch of time in two words at most."""
+    return span((until - since).total_seconds())
+
+
+def span(length_s: float) -> str:
+    """Likewise, of seconds. `console.js` says the same of a countdown."""
+    seconds = max(0, int(length_s))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if days >= 2:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes >= 5 else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+
+
+def count(n: int, at_most: int) -> str:
+    """A number that was counted so far and no further."""
+    return f"{at_most:,}+" if n > at_most else f"{n:,}"
+
+
+def last_sign(at: datetime, now: datetime) -> str:
+    """When a worker gave its last sign, as coarse as the page is renewed."""
+    tens = max(0, int((now - at).total_seconds())) // 10 * 10
+    return f"silent for {tens} s" if tens else "a moment ago"
 
 
 def gist(approval: Approval) -> str:

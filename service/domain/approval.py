@@ -177,9 +177,12 @@ def same_answer(approval: Approval, order: Order, principal: Principal) -> bool:
 
 def check_claim(approval: Approval, principal: Principal, *, now: datetime) -> None:
     """Raises `ApprovalClaimed` while somebody else's claim lasts."""
-    if approval.claimed_until is None or approval.claimed_until <= now or approval.claimed_by == principal.subject:
-        return
-    raise ApprovalClaimed("somebody else has claimed the approval")
+    if is_claimed(approval, now=now) and approval.claimed_by != principal.subject:
+        raise ApprovalClaimed("somebody else has claimed the approval")
+
+
+def is_claimed(approval: Approval, *, now: datetime) -> bool:
+    return approval.claimed_until is not None and approval.claimed_until > now
 
 
 def claimed(approval: Approval, principal: Principal, *, now: datetime) -> Approval:
@@ -195,7 +198,7 @@ def let_go(approval: Approval, principal: Principal, *, now: datetime) -> Approv
     """The approval free for all again. Raises `Forbidden` for a claim of somebody else."""
     may_decide(approval, principal)
     check_open(approval, now=now)
-    if approval.claimed_until is not None and approval.claimed_until > now and approval.claimed_by != principal.subject:
+    if is_claimed(approval, now=now) and approval.claimed_by != principal.subject:
         raise Forbidden("the claim is somebody else's")
     return altered(approval, claimed_by=None, claimed_until=None, version=approval.version + 1)
 

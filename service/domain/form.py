@@ -77,9 +77,9 @@ def issues(payload: Mapping[str, JSON], schema: JSON | None) -> list[dict[str, J
 def with_allowed(issue: Mapping[str, JSON], payload: Mapping[str, JSON], schema: JSON | None) -> dict[str, JSON]:
     """A provider's complaint with what stands there now and, where our schema knows it, what is allowed."""
     node, value = _at(schema, str(issue["field"]).split("."), payload)
-    field = Field("", schemas.facets(schema, node))
-    fix = issue.get("suggested_fix") or " ".join(_allowed(field)) or None
-    return {**issue, "suggested_fix": fix, "current_value": value, "allowed_values": field.facets.get("enum")}
+    facets = schemas.facets(schema, node)
+    fix = issue.get("suggested_fix") or " ".join(allowed(facets)) or None
+    return {**issue, "suggested_fix": fix, "current_value": value, "allowed_values": facets.get("enum")}
 
 
 def _at(schema: JSON | None, path: Sequence[str], value: JSON) -> tuple[JSON, JSON]:
@@ -145,25 +145,25 @@ def _question(field: Field) -> str:
 def _hint(field: Field) -> str:
     description = field.facets.get("description")
     told = [description] if isinstance(description, str) and description else []
-    return " ".join([*told, *_allowed(field)])
+    return " ".join([*told, *allowed(field.facets)])
 
 
-def _allowed(field: Field) -> list[str]:
+def allowed(facets: Mapping[str, JSON]) -> list[str]:
     """The allowed values and ranges, as sentences; empty where the schema sets none."""
-    options = field.facets.get("enum")
+    options = facets.get("enum")
     told = [f"One of: {', '.join(map(schemas.spelled, options))}."] if isinstance(options, list) else []
-    bounds = [text.format(field.facets[key]) for key, text in _BOUNDS.items() if key in field.facets]
+    bounds = [text.format(facets[key]) for key, text in _BOUNDS.items() if key in facets]
     return [*told, f"Allowed: {', '.join(bounds)}."] if bounds else told
 
 
 def _issue(name: str, issue: str, field: Field | None, *, nested: bool = False) -> dict[str, JSON]:
     default = field.facets.get("default") if field and not nested else None
-    allowed = [] if field is None or nested else _allowed(field)
+    told = [] if field is None or nested else allowed(field.facets)
     return {
         "field": name,
         "issue": issue,
         "severity": "error",
-        "suggested_fix": " ".join(allowed) or (f"Give {name} a value." if issue == "is required" else _fix(issue)),
+        "suggested_fix": " ".join(told) or (f"Give {name} a value." if issue == "is required" else _fix(issue)),
         "auto_fixable": default is not None and field.category == "setting" if field else False,
     }
 

@@ -1,5 +1,7 @@
 """Rows of `delegations`: who handed an approval on to whom."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
@@ -46,3 +48,32 @@ def _of_row(conn: Conn, approval_id: UUID, row: asyncpg.Record) -> Delegation:
 
 def _place(approval_id: UUID) -> str:
     return f"delegations.reason/{approval_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Whom the tenant knows: people who may decide, and groups."""
+
+    users: Sequence[str] = ()
+    groups: Sequence[str] = ()
+
+
+async def known(conn: Conn, tenant: str, *, at_most: int) -> Known:
+    """By live keys and sessions of the console, in the order of names."""
+    row = await conn.fetchrow(
+        """
+        with people as (
+            select subject, groups from api_keys
+            where tenant = $1 and role in ('reviewer', 'admin') and revoked_at is null
+              and (expires_at is null or expires_at > now())
+            union
+            select subject, groups from console_sessions
+            where tenant = $1 and role in ('reviewer', 'admin') and expires_at > now())
+        select array(select distinct subject from people order by subject limit $2) as users,
+               array(select distinct g from people, unnest(groups) as g order by g limit $2) as groups
+        """,
+        tenant,
+        at_most,
+    )
+    assert row is not None
+    return Known(row["users"], row["groups"])

@@ -311,14 +311,16 @@ async def figures(conn: Conn) -> dict[str, dict[str, int]]:
 NONE = {"deliveries_waiting": 0, "deliveries_dead": 0}
 
 
-async def figures_of(conn: Conn, tenant: str) -> dict[str, int]:
-    """The same of one tenant."""
-    row = await conn.fetchrow(
+async def figures_of(conn: Conn, tenant: str, *, at_most: int | None = None) -> dict[str, int]:
+    """The same of one tenant. With `at_most` each is counted so far and one further."""
+    rows = await conn.fetch(
         """
-        select count(*) filter (where status = 'waiting') as deliveries_waiting,
-               count(*) filter (where status = 'dead') as deliveries_dead
-        from deliveries where tenant = $1 and status <> 'delivered'
+        select 'deliveries_' || k.status as name, c.n from (values ('waiting'), ('dead')) as k (status)
+        cross join lateral (select count(*) as n from (
+            select from deliveries where tenant = $1 and status = k.status and status <> 'delivered'
+            limit $2::bigint + 1) as r) as c
         """,
         tenant,
+        at_most,
     )
-    return dict(row) if row else NONE
+    return {row["name"]: row["n"] for row in rows}

@@ -33,27 +33,31 @@ async def mark(conn: Conn, tenant: str, run_id: UUID) -> str | None:
 
 
 async def moves(conn: Conn, tenant: str, run_id: UUID, types: Collection[str], *, limit: int) -> list[Event]:
-    """The run's newest events of these types, in their order; of none that holds content."""
+    """The run's newest events of these types, in their order; of none that holds content. `prev_hash` is left out."""
     rows = await conn.fetch(
         """
-        select run_id, seq, tenant, type, at, actor, data, prev_hash, hash from (
-            select * from events where run_id = $1 and tenant = $2 and type = any($3) and type <> 'provider.progress'
-            order by seq desc limit $4) as newest
-        order by seq
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, null::bytea as wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash, '' as prev_hash
+        from events e where e.run_id = $1 and e.tenant = $2 and e.type = any($3) and e.type <> 'provider.progress'
+        order by e.seq desc limit $4
         """,
         run_id,
         tenant,
         list(types),
         limit,
     )
-    return [Event(**row) for row in rows]
+    return [content.event_of(conn, row) for row in reversed(rows)]
 
 
 async def told(conn: Conn, tenant: str, run_id: UUID, wanted: Told, *, limit: int) -> list[Event]:
     """A page of the run's events, newest first."""
     rows = await conn.fetch(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
+        from events e
         left join content_keys k on k.subject = e.run_id and e.type = 'provider.progress'
         where e.run_id = $1 and e.tenant = $2 and ($3::bigint is null or e.seq < $3)
           and ($4 or e.type <> 'provider.progress')
@@ -76,7 +80,11 @@ async def progress_of(conn: Conn, tenant: str, run_id: UUID) -> tuple[int, Event
         return 0, None
     row = await conn.fetchrow(
         """
-        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.prev_hash, e.hash, k.wrapped from events e
+        select e.run_id, e.seq, e.tenant, e.type, e.at, e.actor, e.data, e.stands, k.wrapped,
+               coalesce(nullif(e.hash, ''), encode(e.digest, 'hex')) as hash,
+               coalesce(nullif(e.prev_hash, ''), (select coalesce(nullif(b.hash, ''), encode(b.digest, 'hex'))
+                   from events b where b.run_id = e.run_id and b.seq = e.seq - 1), '') as prev_hash
+        from events e
         left join content_keys k on k.subject = e.run_id
         where e.run_id = $1 and e.tenant = $2 and e.type = $3 order by e.seq desc limit 1
         """,

@@ -1,11 +1,17 @@
 """The inbox of one person: open approvals that they may decide, soonest deadline first."""
 
+import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from service.domain.principal import Principal
 from service.store.database import Conn
+
+FIRST_AT: Final = datetime.min.replace(tzinfo=UTC)
+FIRST_ID: Final = UUID(int=0)
+_PART_OF_ID: Final = re.compile(r"[0-9A-Fa-f-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class Entry:
     version: int
     checkpoint: str
     expires_at: datetime
+    claimed: bool
 
 
 async def entries(
@@ -35,51 +42,43 @@ async def entries(
 ) -> list[Entry]:
     """The rules are those of `domain.approval.may_decide`: named, where anybody is named, and not banned.
 
-    Two ways to the rows, each with the same filters and its own limit: what anybody may decide is walked along its
-    index in the order of deadlines and stops early, whatever Postgres guesses of the reviewers; what names the person
-    is found by the names.
+    One walk along `approvals_inbox` in the order of deadlines, which ends with the page. All that narrows stands in
+    one CASE: Postgres would guess how few fit, mostly wrong, and sort them all instead; so it expects nearly every row
+    to fit, and asks in this order: what narrows, then whom it is for. Ids become text only for what could be part of
+    one.
     """
-    at, last = after or (None, None)
+    at, last = after or (FIRST_AT, FIRST_ID)
+    text = wanted.text or None
     rows = await conn.fetch(
         """
-        select id, version, checkpoint_type as checkpoint, expires_at from (
-            (select id, version, checkpoint_type, expires_at from approvals
-             where tenant = $1 and status = 'pending' and reviewers->'users' = '[]' and reviewers->'groups' = '[]'
-               and (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
-                    or (submitter <> $2 and user_id is distinct from $2))
-               and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))
-               and ($6::text is null or checkpoint_type = $6)
-               and ($7::text is null or session_id = $7)
-               and ($8::text is null or user_id = $8)
-               and ($9::text is null or exists (select from runs r where r.id = run_id and r.provider = $9))
-               and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
-               and ($11::text is null or reviewers->'groups' ? $11)
-               and ($12::interval is null or created_at <= now() - $12)
-               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', user_id, session_id,
-                    submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
-             order by expires_at, id limit $14)
-            union all
-            (select id, version, checkpoint_type, expires_at from approvals
-             where tenant = $1 and status = 'pending' and id = any (array(select hitl_named($1, $2, $3)))
-               and (coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1)
-                    or (submitter <> $2 and user_id is distinct from $2))
-               and ($4::timestamptz is null or (expires_at, id) > ($4, $5::uuid))
-               and ($6::text is null or checkpoint_type = $6)
-               and ($7::text is null or session_id = $7)
-               and ($8::text is null or user_id = $8)
-               and ($9::text is null or exists (select from runs r where r.id = run_id and r.provider = $9))
-               and ($10::text is null or exists (select from unnest(reasons) as r (code) where starts_with(code, $10)))
-               and ($11::text is null or reviewers->'groups' ? $11)
-               and ($12::interval is null or created_at <= now() - $12)
-               and ($13::text is null or position(lower($13) in lower(concat_ws(' ', user_id, session_id,
-                    submitter, checkpoint_type, claimed_by, id, run_id))) > 0)
-             order by expires_at, id limit $14)
-        ) found
-        order by expires_at, id limit $14
+        select id, version, checkpoint_type as checkpoint, expires_at,
+               coalesce(claimed_until > now(), false) as claimed
+        from approvals
+        where tenant = $1 and status = 'pending' and (expires_at, id) > ($4, $5) and case when
+              ($6::text is null or checkpoint_type = $6)
+          and ($7::text is null or session_id = $7)
+          and ($8::text is null or user_id = $8)
+          and ($9::interval is null or created_at <= now() - $9)
+          and ($10::text is null or reviewers->'groups' ? $10)
+          and ($11::text is null
+               or position(e'\\n' || $11 in e'\\n' || array_to_string(reasons, e'\\n')) > 0)
+          and ($12::text is null
+               or position(lower($12) in
+                    lower(concat_ws(' ', user_id, session_id, submitter, checkpoint_type, claimed_by))) > 0
+               or ($13 and position(lower($12) in concat_ws(' ', id, run_id)) > 0))
+          and ($14::text is null or exists (
+               select from runs r where r.id = run_id and r.tenant = $1 and r.provider = $14
+                  and r.status in ('queued', 'running', 'awaiting_human', 'awaiting_provider', 'paused')))
+          and (reviewers->'users' = '[]' and reviewers->'groups' = '[]'
+               or reviewers->'users' ? $2 or reviewers->'groups' ?| $3)
+          and (submitter <> $2 and user_id is distinct from $2
+               or coalesce((reviewers->>'allow_self_approval')::boolean, (reviewers->>'quorum')::integer = 1))
+        then 1 else 0 end <> 0
+        order by expires_at, id limit $15
         """,
         who.tenant, who.subject, list(who.groups), at, last, wanted.checkpoint, wanted.session, wanted.user,
-        wanted.provider, wanted.reason, wanted.group,
-        timedelta(seconds=wanted.older_than_s) if wanted.older_than_s is not None else None, wanted.text, limit,
+        timedelta(seconds=wanted.older_than_s) if wanted.older_than_s is not None else None, wanted.group,
+        wanted.reason, text, text is not None and bool(_PART_OF_ID.fullmatch(text)), wanted.provider, limit,
     )  # fmt: skip
     return [Entry(**row) for row in rows]
 

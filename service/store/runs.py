@@ -565,24 +565,34 @@ async def page(conn: Conn, tenant: str, wanted: RunFilter, *, limit: int) -> lis
     return [of_row(row) for row in rows]
 
 
-async def queue_figures(conn: Conn, tenant: str) -> dict[str, Any]:
-    """Counts of the tenant's runs by what they wait for, and the age of the oldest that is due."""
+async def queue_figures(conn: Conn, tenant: str, *, at_most: int | None = None) -> dict[str, Any]:
+    """Counts of the tenant's runs by what they wait for, and the age of the oldest that is due. With `at_most` each
+    kind is counted so far and one further, the earliest first."""
     row = await conn.fetchrow(
         """
-        select count(*) filter (where status = 'queued' and due_at <= now()) as queued,
-               count(*) filter (where status = 'queued' and (due_at is null or due_at > now())) as deferred,
-               count(*) filter (where status = 'running') as in_progress,
-               count(*) filter (where status = 'awaiting_human') as awaiting_human,
-               count(*) filter (where status = 'awaiting_provider') as awaiting_provider,
-               extract(epoch from now() - min(due_at) filter (where status = 'queued' and due_at <= now()))::float8
+        select count(*) filter (where due_at <= now()) as queued,
+               count(*) filter (where due_at is null or due_at > now()) as deferred,
+               coalesce(extract(epoch from now() - min(due_at) filter (where due_at <= now())), 0)::float8
                    as oldest_queued_seconds
-        from runs where tenant = $1 and status not in ('completed', 'failed', 'cancelled')
+        from (select due_at from runs where tenant = $1 and status = 'queued'
+              order by created_at, id limit $2::bigint + 1) as waiting
         """,
         tenant,
+        at_most,
+    )
+    counts = await conn.fetch(
+        """
+        select k.name, c.n
+        from (values ('running', 'in_progress'), ('awaiting_human', 'awaiting_human'),
+                     ('awaiting_provider', 'awaiting_provider'), ('failed', 'failed')) as k (status, name)
+        cross join lateral (select count(*) as n from (
+            select from runs where tenant = $1 and status = k.status limit $2::bigint + 1) as r) as c
+        """,
+        tenant,
+        at_most,
     )
     assert row is not None
-    failed = await conn.fetchval("select count(*) from runs where tenant = $1 and status = 'failed'", tenant)
-    return {**row, "failed": failed, "oldest_queued_seconds": row["oldest_queued_seconds"] or 0.0}
+    return {**row, **{count["name"]: count["n"] for count in counts}}
 
 
 async def find(conn: Conn, run_id: UUID) -> Run | None:

@@ -94,7 +94,7 @@ class Office:
         return page
 
     async def person(
-        self, name: str = "ann", *, groups: tuple[str, ...] = (), role: str = "reviewer", **options: Any
+        self, name: str = "ann", *, role: str = "reviewer", groups: tuple[str, ...] = (), **options: Any
     ) -> Page:
         """Somebody who has signed in by the form, at the inbox."""
         _, key = await self.secured.key(role, tenant=self.tenant, subject=name, groups=groups)
@@ -103,6 +103,8 @@ class Office:
         await page.get_by_label("API key").fill(key)
         await page.get_by_role("button", name="Sign in", exact=True).click()
         await page.get_by_role("heading", name="Inbox").wait_for()
+        if options.get("java_script_enabled", True):
+            await page.locator("html.live").wait_for(state="attached")
         return page
 
 
@@ -112,6 +114,11 @@ async def office(secured: Secured, chromium: Browser) -> AsyncIterator[Office]:
         made = Office(secured, chromium, opened)
         yield made
         assert made.trouble == []
+
+
+def row(page: Page, name: str) -> Any:
+    """The row of the inbox that says this."""
+    return page.locator(".row", has_text=name)
 
 
 async def ask(program: httpx2.AsyncClient, message: str = "Deploy 4.2?", **more: Any) -> str:

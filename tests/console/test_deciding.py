@@ -1,12 +1,14 @@
 """People decide in a real browser, by mouse and by keyboard, alone and against each other."""
 
+import re
+import time
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
-from tests.conftest import at, echo, run_body, settled, start
-from tests.console.conftest import Office, ask
+from tests.conftest import at, behind, echo, run_body, settled, start
+from tests.console.conftest import Office, ask, row
 
 SCHEMA = {
     "type": "object",
@@ -34,10 +36,6 @@ async def decided(program: Any, approval_id: str) -> dict[str, Any]:
     answer = await program.get(f"/hitl/approvals/{approval_id}", params={"wait": 20})
     found: dict[str, Any] = answer.json()
     return found
-
-
-def row(page: Page, name: str) -> Any:
-    return page.locator(".row", has_text=name)
 
 
 async def test_each_action_by_mouse(office: Office) -> None:
@@ -142,6 +140,20 @@ async def test_each_action_by_keyboard_alone(office: Office) -> None:
     assert statuses == ["approved", "rejected"]
     edited = await decided(program, opened)
     assert (edited["status"], edited["decisions"][0]["edits"]) == ("edited", {"version": "4.3"})
+
+
+async def test_a_retry_by_keyboard_alone_and_no_key_decides_what_is_not_marked(office: Office) -> None:
+    program, _, approval = await under_review(office, "response_review")
+    page = await office.person()
+    await page.keyboard.press("a")
+    await expect(page.locator(".row.here a[data-row]")).to_be_focused()
+    assert (await program.get(f"/hitl/approvals/{approval['approval_id']}")).json()["status"] == "pending"
+    await page.keyboard.press("Enter")
+    await page.wait_for_url("**/approvals/*")
+    await page.keyboard.press("t")
+
+    await expect(page.get_by_text("Tried again by ann")).to_be_visible()
+    assert (await decided(program, approval["approval_id"]))["status"] == "retried"
 
 
 async def test_an_edit_that_fails_validation_says_where_and_then_succeeds(office: Office) -> None:
@@ -281,16 +293,42 @@ async def test_a_countdown_that_ends_on_screen_ends_the_choice(office: Office) -
     await expect(page.get_by_role("button", name="Approve")).to_be_disabled()
 
 
-async def test_what_has_expired_leaves_the_inbox_and_its_page_says_so(office: Office) -> None:
+async def test_what_expires_leaves_the_inbox_and_ends_its_page_while_people_look(office: Office) -> None:
     program = await office.program()
-    page = await office.person()
-    approval_id = await ask(program, "Now or never", timeout_seconds=1)
-    assert (await decided(program, approval_id))["status"] == "expired"
-
-    await expect(page.get_by_text("Nothing waits for you")).to_be_visible()
+    page, inbox = await office.person("ann"), await office.person("bob")
+    approval_id = await ask(program, "Now or never", timeout_seconds=8)
     await page.goto(f"/approvals/{approval_id}")
+    await expect(page.locator("[data-until]").first).to_have_text(re.compile(r"\d s"))
+    await expect(row(inbox, "Now or never")).to_be_visible()
+
     await expect(page.get_by_text("Expired").first).to_be_visible()
     await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+    await expect(inbox.get_by_text("Nothing waits for you")).to_be_visible()
+    assert (await decided(program, approval_id))["status"] == "expired"
+
+
+async def test_what_happens_is_on_screen_within_a_second(office: Office) -> None:
+    program = await office.program()
+    page = await office.person("ann")
+    bob = await office.secured.client("reviewer", tenant=office.tenant, subject="bob")
+
+    async def seen_after(act: Any, there: Any, **state: Any) -> float:
+        began = time.monotonic()
+        await act
+        await there.wait_for(**state)
+        return time.monotonic() - began
+
+    took: dict[str, list[float]] = {"new": [], "claimed": [], "decided": []}
+    for n in range(3):
+        one = page.locator(".row", has_text=f"Question {n}")
+        took["new"].append(await seen_after(ask(program, f"Question {n}"), one))
+        approval_id = await one.get_attribute("data-about")
+        claim = bob.post(f"/hitl/approvals/{approval_id}/claim")
+        took["claimed"].append(await seen_after(claim, one.get_by_text("claimed by bob")))
+        answer = bob.post(f"/hitl/approvals/{approval_id}/decision", json={"action": "approve"})
+        took["decided"].append(await seen_after(answer, one, state="detached"))
+
+    assert {what: min(each) for what, each in took.items() if min(each) >= 1} == {}, "the machine may be slow once"
 
 
 async def test_fifty_at_once_with_a_result_for_each(office: Office) -> None:
@@ -311,9 +349,57 @@ async def test_fifty_at_once_with_a_result_for_each(office: Office) -> None:
 
     await expect(page.get_by_role("heading", level=1)).to_have_text("49 of 50 decided")
     await expect(page.locator("tbody tr")).to_have_count(50)
-    await expect(page.locator("tbody tr", has_text=taken)).to_contain_text("Somebody else has claimed")
+    held_row = page.locator("tbody tr").filter(has=page.locator(f"a[href='/approvals/{taken}']"))
+    await expect(held_row).to_contain_text("somebody else has claimed")
     left = (await program.get("/hitl/approvals/pending")).json()["approvals"]
     assert [one["approval_id"] for one in left] == [taken]
+
+
+async def test_a_rejection_of_many_without_a_reason_loses_no_pick(office: Office) -> None:
+    program = await office.program()
+    for n in range(3):
+        await ask(program, f"Question {n}")
+    page = await office.person()
+    await page.get_by_label("Select all 3").check()
+    await page.get_by_role("button", name="Reject selected").click()
+    await expect(page.get_by_text("A rejection needs a reason.")).to_be_visible()
+    await expect(page.get_by_label("Reason for all")).to_be_focused()
+    await expect(page.locator("input[name=pick]:checked")).to_have_count(3)
+    await page.keyboard.type("not today")
+    await page.get_by_role("button", name="Reject selected").click()
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text("3 of 3 decided")
+    await expect(page.get_by_role("link", name="Question 2")).to_be_visible()
+
+
+async def test_each_filter_narrows_to_what_it_names_and_chips_take_it_back(office: Office) -> None:
+    program = await office.program()
+    run = run_body(echo(), prompt="call 555 123 4567 at ann@example.com", policy="require_human",
+                   allowed_steps=["payload_review"])  # fmt: skip
+    await at(program, await start(program, run), "payload_review")
+    await ask(program, "Of a session", session_id="s-7")
+    await ask(program, "For sue", user_id="sue", checkpoint_type="refund")
+    await ask(program, "For legal", reviewers={"groups": ["legal"]})
+    old = await ask(program, "An old one")
+    async with behind(office.secured.services.db) as conn:
+        await conn.execute("update approvals set created_at = now() - interval '2 days' where id::text = $1", old)
+    page = await office.person("lea", groups=("legal",))
+    await expect(page.locator(".row")).to_have_count(5)
+    for query, name in {
+        "provider=echo": "May this payload", "reason=safety.": "May this payload", "session=s-7": "Of a session",
+        "user=sue": "For sue", "checkpoint=refund": "For sue", "group=legal": "For legal", "age=1d": "An old one",
+        "q=SUE": "For sue", f"q={old[-12:]}": "An old one",
+    }.items():  # fmt: skip
+        await page.goto(f"/?{query}")
+        await expect(page.locator(".row")).to_have_count(1)
+        await expect(row(page, name)).to_be_visible()
+        await expect(page.locator("#count")).to_contain_text("1 open with these filters")
+    await page.goto("/?user=sue&checkpoint=deploy")
+    await expect(page.get_by_text("Nothing matches")).to_be_visible()
+    await page.locator(".narrowing").get_by_role("link", name="Without: checkpoint deploy").click()
+    await expect(row(page, "For sue")).to_be_visible()
+    await page.locator("#kinds").get_by_role("link", name="refund").click()
+    await expect(page).to_have_url(re.compile(r"\?checkpoint=refund&user=sue$"))
 
 
 async def test_filters_stand_in_the_url_and_are_kept_as_views(office: Office) -> None:
@@ -370,7 +456,9 @@ async def test_it_works_without_script(office: Office) -> None:
     assert (await decided(program, approval["approval_id"]))["status"] == "edited"
 
 
-@pytest.mark.parametrize("path", ["/approvals/not-an-id", "/approvals/00000000-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize(
+    "path", ["/approvals/not-an-id", "/approvals/00000000-0000-7000-8000-000000000000", "/nowhere"]
+)
 async def test_what_is_not_there_is_said_in_a_page(office: Office, path: str) -> None:
     page = await office.person()
     answer = await page.goto(path)

@@ -125,6 +125,32 @@ def test_what_cannot_be_a_value_says_where(typed: dict[str, str], fault: str) ->
     assert len(faults) == 1 and faults[0].startswith(fault), faults
 
 
+def test_what_a_schema_allows_is_offered_and_said() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "style": {"oneOf": [{"const": "wc", "title": "Watercolour"}, {"const": 2}, {"type": "null"}]},
+            "fixed": {"const": "v1"},
+            "seed": {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]},
+            "day": {"type": "string", "format": "date"},
+            "tags": {"type": "array", "maxItems": 3, "items": {"enum": ["red", "green"]}},
+            "frame": {"type": "object", "properties": {"note": {"type": "string", "minLength": 2}}},
+        },
+    }
+    root = inputs_of(schema, {"style": 2, "fixed": "v1", "day": "2026-02-01", "tags": ["red"], "frame": {"note": "ok"}})
+    found = {one.path: one for one in leaves(root)}
+
+    assert (found["/style"].kind, found["/style"].options) == ("enum", [('"wc"', "Watercolour"), ("2", "2")])
+    assert found["/fixed"].options == [('"v1"', "v1")]
+    assert (found["/seed"].kind, found["/seed"].hint) == ("integer", "Allowed: greater than 0.")
+    assert found["/day"].date and not inputs_of(schema, {"day": "2026-02-31"}).children[3].date
+    assert found["/tags"].hint == "Allowed: at most 3 items. Each: One of: red, green."
+    assert found["/frame/note"].hint == "Allowed: at least 2 characters."
+    assert read(root, as_sent(root, **{"/style": '"wc"', "/seed": "4"}))[0] == {
+        "style": "wc", "fixed": "v1", "seed": 4, "day": "2026-02-01", "tags": ["red"], "frame": {"note": "ok"},
+    }  # fmt: skip
+
+
 def test_emptied_fields_go_and_items_can_be_taken_out() -> None:
     payload = {"prompt": "p", "tags": ["a"], "n": 3, "weight": 0.5, "on": True, "parts": [{"w": 1}, {"w": 2}, {"w": 3}]}
 

@@ -1,11 +1,17 @@
 """Every page in both themes, on a phone, and with hostile text in every field that is shown."""
 
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from playwright.async_api import Page, expect
 
+from service.domain.file import StoredFile, location_of
+from service.domain.ids import uuid7
+from service.store import files
 from tests.conftest import at, echo, run_body, settled, start
 from tests.console.conftest import Office, ask
 
@@ -79,6 +85,10 @@ async def every_page(program: Any) -> dict[str, str]:
         "run": f"/runs/{run_id}",
         "run that ended": f"/runs/{ended}?progress=1",
         "refusal": "/approvals/none",
+        "runs": "/runs",
+        "runs over a week": "/runs?period=7d&status=awaiting_human",
+        "runs not found": "/runs?q=zz&created_after=yesterday&user=nobody",
+        "operations": "/operations",
     }
 
 
@@ -95,10 +105,16 @@ async def test_axe_finds_nothing_on_any_page(office: Office, scheme: Any) -> Non
     for name, path in (await every_page(program)).items():
         await page.goto(path)
         found[name] = await violations(page)
+    await page.goto(f"/approvals/{await ask(program, 'To hand on', reviewers={'quorum': 2})}")
+    await page.keyboard.press("c")
+    await page.get_by_text("You have claimed it").wait_for()
+    await page.keyboard.press("d")
+    found["claimed, and handing on"] = await violations(page)
     await page.goto("/")
     await page.keyboard.press("?")
     found["keys"] = await violations(page)
     await page.keyboard.press("Escape")
+    await page.keyboard.press("j")
     await page.keyboard.press("r")
     found["rejection"] = await violations(page)
     await page.keyboard.press("Escape")
@@ -130,6 +146,16 @@ async def test_axe_finds_nothing_in_an_edit_that_fails_and_one_that_is_proposed(
     assert {name: told for name, told in found.items() if told} == {}
 
 
+async def hand_on(page: Page, approval_id: str) -> None:
+    """To hostile text, for a hostile reason."""
+    await page.goto(f"/approvals/{approval_id}")
+    await page.get_by_text("Hand it on to others").click()
+    await page.get_by_label("Name", exact=True).fill(CANARY)
+    await page.get_by_label("Why optional").fill(CANARY)
+    await page.get_by_role("button", name="Hand it on").click()
+    await expect(page.get_by_text("ann handed it on to")).to_contain_text(CANARY)
+
+
 async def test_hostile_text_stays_text_everywhere(office: Office) -> None:
     program = await office.program()
     question = await ask(
@@ -149,6 +175,8 @@ async def test_hostile_text_stays_text_everywhere(office: Office) -> None:
         await page.get_by_role("button", name="Reject").click()
         await expect(page.get_by_text("Rejected by ann")).to_be_visible()
         assert await page.locator("main img, main svg, main script").count() == 0
+    await hand_on(page, await ask(program, "Pass on", reviewers={"users": ["ann"]}))
+    assert await page.locator("main img, main svg, main script").count() == 0
     program = await office.program()
     output = await hostile_run(program, allowed_steps=["response_review"])
     await page.goto(f"/approvals/{output['approval_id']}")
@@ -182,6 +210,32 @@ async def hostile_runs(office: Office, page: Page, rejected: str, waits: str) ->
     await boss.get_by_role("button", name="Cancel the run").click()
     await expect(boss.locator("#now")).to_contain_text(CANARY)
     assert await boss.locator("main img, main script, main [onload], main [onerror]").count() == 0
+
+
+async def test_a_text_file_of_an_output_is_shown_as_text(office: Office) -> None:
+    program = await office.program()
+    services, file_id = office.secured.services, uuid7()
+    example = {"prompt": "s"}
+    body = run_body(echo(example), prompt=f"see /hitl/files/{file_id}", policy="require_human",
+                    allowed_steps=["response_review"])  # fmt: skip
+    run_id = await start(program, body)
+    approval = await at(program, run_id, "response_review")
+    text = f"The beginning. {CANARY}"
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    kept = StoredFile(file_id, office.tenant, UUID(run_id), "notes.html", "text/html", len(text.encode()), "0" * 64,
+                      location_of(file_id), datetime.now(UTC))  # fmt: skip
+    await services.files.put(kept.location, pieces())
+    async with services.db.transaction(office.tenant) as conn:
+        await files.insert(conn, [kept])
+    page = await office.person("ann")
+    await page.goto(f"/approvals/{approval['approval_id']}")
+
+    await expect(page.locator(".media pre")).to_have_text(text)
+    await expect(page.get_by_role("link", name="notes.html")).to_be_visible()
+    assert await page.locator("main img, main svg, main script").count() == 0
 
 
 async def test_text_that_hides_or_turns_is_spelled_out(office: Office) -> None:
@@ -252,10 +306,11 @@ async def test_the_pages_do_not_move_while_they_load(office: Office) -> None:
           for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
         }).observe({ type: "layout-shift", buffered: true });
     """)
+    approval = await page.locator(".row a[data-row]").first.get_attribute("href") or ""
     run_id = await start(program, run_body(echo(), policy="require_human"))
     await at(program, run_id, "information_review")
-    for path in ("/", await page.locator(".row a[data-row]").first.get_attribute("href") or "", f"/runs/{run_id}"):
+    for path in ("/", approval, f"/runs/{run_id}", "/runs", "/operations"):
         await page.goto(path)
-        await page.wait_for_function("document.documentElement.classList.contains('live')")
+        await page.locator("html.live").wait_for(state="attached")
         moved: float = await page.evaluate("window.moved")
         assert moved < 0.01, path

@@ -1,5 +1,6 @@
 """One run's page in a real browser: it follows the run, and pauses, resumes, cancels and requeues it."""
 
+import time
 from typing import Any
 from uuid import UUID
 
@@ -120,7 +121,7 @@ async def test_pause_resume_and_cancel_by_keyboard_alone(office: Office) -> None
     await keys.press("Control+Enter")
     await expect(state(page)).to_have_text("Cancelled")
     await keys.press("u")
-    await page.get_by_role("heading", name="Inbox").wait_for()
+    await page.get_by_role("heading", name="Runs", exact=True).wait_for()
 
 
 async def test_what_has_failed_says_what_to_do_and_is_requeued_by_mouse_and_by_key(office: Office) -> None:
@@ -291,6 +292,23 @@ async def test_what_a_provider_refuses_says_why_and_cannot_be_requeued(office: O
     await expect(page.locator("#now")).to_contain_text("provider_rejected")
     await expect(page.locator("#calls")).to_contain_text("the provider refused the call")
     await expect(page.get_by_role("button", name="Requeue")).to_have_count(0)
+
+
+async def test_who_looks_on_asks_for_the_page_once_a_second_however_much_happens(office: Office) -> None:
+    program, run_id, _ = await waiting(office)
+    page = await office.person()
+    await page.goto(f"/runs/{run_id}")
+    await page.locator("html.live").wait_for(state="attached")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/live/" not in request.url else None)
+    began, happened = time.monotonic(), 0
+    while time.monotonic() - began < 3:
+        for act in ("pause", "resume"):
+            await program.post(f"/hitl/run/{run_id}/{act}")
+            happened += 1
+    most = time.monotonic() - began + 1
+
+    assert 2 <= len(asked) <= most < happened
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

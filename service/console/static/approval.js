@@ -18,7 +18,7 @@
     t: () => press("retry"),
     e: toChange,
     c: () => document.querySelector("form[data-claim] button:not(:disabled)")?.click(),
-    u: () => { location.href = "/"; },
+    d: () => { const to = document.getElementById("handing"); if (to) { to.open = true; document.getElementById("to-name").focus(); } },
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "reason") press("reject");
@@ -67,6 +67,9 @@
     const n = told.changes?.length || 0;
     change.querySelector("[data-told]").textContent = told.ok ? `${n} ${n === 1 ? "change" : "changes"}, valid` : told.detail || told.title;
   }
+  document.addEventListener("change", (event) => { // names of the kind that is chosen
+    if (event.target.name === "to") document.getElementById("to-name").setAttribute("list", `known-${event.target.value}s`);
+  });
   if (location.hash === "#change") toChange();
   if (location.hash === "#reject") toReason();
 })();

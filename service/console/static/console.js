@@ -23,8 +23,8 @@
     for (const time of within.querySelectorAll("time[data-local]")) {
       const at = new Date(time.dateTime);
       if (Number.isNaN(at.getTime())) continue;
-      time.textContent = inZone.format(at);
-      time.title = `${time.textContent} ${zone}`;
+      time.title = `${inZone.format(at)} ${zone}`;
+      time.textContent = time.dataset.local === "short" ? inZone.format(at).slice(5) : inZone.format(at);
     }
   }
   function span(seconds) {
@@ -39,7 +39,7 @@
       const text = left > 0 ? span(left) : "time is out";
       if (part.textContent !== text) part.textContent = text;
       part.classList.toggle("soon", left < 300);
-      if (left > 0) continue;
+      if (left > 0 || part.dataset.quiet !== undefined) continue; // a claim's end ends no choice
       const about = part.closest("[data-about]");
       if (!about || about.dataset.over) continue;
       about.dataset.over = "yes";
@@ -119,7 +119,8 @@
     const fields = new URLSearchParams(new FormData(form, submitter));
     for (const [name, value] of Object.entries(more)) fields.set(name, value);
     try {
-      const answer = await fetch(form.getAttribute("action"), // not `form.action`: that may be a button of that name
+      const target = submitter?.getAttribute("formaction") || form.getAttribute("action");
+      const answer = await fetch(target, // not `form.action`: that may be a button of that name
         { method: "POST", body: fields, headers: { Accept: "application/json" } });
       const told = await answer.json();
       return { status: answer.status, ...told };
@@ -138,6 +139,16 @@
     act(event);
   });
   page.onKey({ "?": () => document.getElementById("keys")?.showModal() });
+
+  // Back leads to the list as it was, filters and all, where the reader came from one.
+  const lists = { "/": "Inbox", "/runs": "Runs", "/operations": "Operations" };
+  const back = document.querySelector("[data-back]");
+  const from = back && document.referrer ? new URL(document.referrer) : null;
+  if (from && from.origin === location.origin && Object.hasOwn(lists, from.pathname)) {
+    back.href = from.pathname + from.search;
+    back.textContent = lists[from.pathname];
+  }
+  if (back) page.onKey({ u: () => back.click() });
 
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-theme-toggle]")) toggleTheme();

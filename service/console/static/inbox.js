@@ -20,15 +20,20 @@
     linkOf(next).focus();
     next.scrollIntoView({ block: "nearest" });
   }
+  function mark() { // where the reader is, also while the focus is elsewhere
+    for (const row of rows()) row.classList.toggle("here", row.id === at);
+  }
   document.addEventListener("focusin", (event) => {
     const row = event.target.closest?.(".row");
-    if (row) { at = row.id; place = rows().indexOf(row); }
+    if (row) { at = row.id; place = rows().indexOf(row); mark(); }
   });
   page.refreshed.push(() => {
     counted();
+    mark();
     if (!at || document.getElementById(at)) return;
     const next = rows()[Math.min(place, rows().length - 1)];
     at = next ? next.id : null;
+    mark();
     if (next && (document.activeElement === document.body || !document.activeElement)) linkOf(next).focus({ preventScroll: true });
   });
 
@@ -45,11 +50,7 @@
   async function claim(row) {
     const button = row.querySelector("[data-claim]");
     if (button.disabled) return;
-    const form = row.querySelector("[data-decision]");
-    const target = button.getAttribute("formaction");
-    const fields = new URLSearchParams(new FormData(form));
-    const answer = await fetch(target, { method: "POST", body: fields, headers: { Accept: "application/json" } });
-    const told = await answer.json();
+    const told = await page.send(row.querySelector("[data-decision]"), {}, button);
     page.say(told.ok ? `${told.title}: ${nameOf(row)}` : `${told.title}: ${told.detail}`, { bad: !told.ok });
     await page.refresh();
   }
@@ -77,6 +78,15 @@
     else page.say("It is not open any more", { bad: true });
   });
 
+  document.addEventListener("submit", (event) => { // what was picked must not be lost for want of a reason
+    if (event.target.id !== "bulk") return;
+    const why = document.getElementById("bulk-reason");
+    const picked = document.querySelector("input[name=pick]:checked");
+    if (picked && (event.submitter?.value !== "reject" || why.value.trim())) return;
+    event.preventDefault();
+    page.say(picked ? "A rejection needs a reason." : "Select some approvals first.", { bad: true });
+    (picked ? why : document.getElementById("all"))?.focus();
+  });
   document.addEventListener("submit", (event) => {
     const form = event.target.closest("[data-decision]");
     if (!form) return;
@@ -105,16 +115,17 @@
     if (event.target.matches("#all, input[name=pick]")) counted();
   });
 
-  const withRow = (act) => () => { const row = current() || rows()[0]; if (row) act(row); };
+  const withRow = (act) => () => { const row = current(); if (row) act(row); else go(1); }; // never on a row that is not marked
   page.onKey({
     j: () => go(1),
     k: () => go(-1),
     a: withRow((row) => { const b = row.querySelector("button[value=approve]"); if (!b.disabled) decide(row, "approve"); }),
     e: withRow((row) => { location.href = `/approvals/${row.dataset.about}#change`; }),
-    r: withRow((row) => askReason(row)),
+    r: withRow((row) => { if (row.querySelector("[data-reject]")) askReason(row); }),
     c: withRow((row) => claim(row)),
     x: withRow((row) => { row.querySelector("input[name=pick]").click(); }),
     "/": () => document.getElementById("q")?.focus(),
   });
   counted();
+  performance.mark("usable"); // rows can be reached and keys are heard: `bench.inbox` reads it
 })();

@@ -19,7 +19,6 @@
     r: () => press("requeue"),
     x: toCancel,
     o: () => document.querySelector("[data-waits]")?.click(),
-    u: () => document.querySelector("[data-back]").click(),
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "cancel-reason") press("cancel");
