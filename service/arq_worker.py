@@ -107,7 +107,8 @@ class Worker(arq.worker.Worker):
         task.add_done_callback(partial(self._end, job))
 
     def _end(self, job: Taken, task: asyncio.Task[bool]) -> None:
-        del self.tasks[_text(job.name)], self._here[job.name]
+        del self._here[job.name]
+        self.tasks.pop(_text(job.name), None)  # two names that are not text may look the same
         stopped = task.cancelled()
         if not stopped and (error := task.exception()):
             log.warning("worker.task_failed", job_id=_text(job.name), error=type(error).__name__)
