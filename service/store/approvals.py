@@ -118,7 +118,7 @@ def values(pen: Pen, a: Approval) -> list[Any]:
     """`id, checkpoint_type … armed` of a run's question, in the order in which `changes` inserts it."""
     return [
         a.id, a.checkpoint_type, a.status, list(a.reasons), shown(pen, a), a.payload_sha256, a.user_id, a.session_id,
-        a.submitter, a.reviewers.model_dump(), a.on_timeout, a.timeout_s,
+        a.submitter, reviewers_of(a), a.on_timeout, a.timeout_s,
         a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at, a.created_at,
         a.expires_at, a.armed,
     ]  # fmt: skip
