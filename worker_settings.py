@@ -2,7 +2,7 @@
 
 from arq.worker import func
 
-from service import queue, worker
+from service import queue, signals, worker
 
 settings = worker.prepared()
 
@@ -11,15 +11,12 @@ class WorkerSettings:
     """arq looks into this class's own `__dict__`: nothing may be inherited."""
 
     functions = [func(job, timeout=8 * 86_400, max_tries=1) for job in worker.JOBS]
-    queue_name = queue.QUEUE_NAME
+    queue_name = signals.QUEUE_NAME
     redis_pool = queue.connect(settings.redis_url or "", max_connections=50)
     job_serializer = queue.serialize
     job_deserializer = queue.deserialize
     on_startup = worker.on_startup
     on_shutdown = worker.on_shutdown
-    on_job_start = worker.on_job_start
-    on_job_end = worker.on_job_end
-    after_job_end = worker.after_job_end
     max_jobs = settings.hitl_max_jobs
     poll_delay = settings.hitl_poll_delay
     job_completion_wait = settings.hitl_drain_seconds

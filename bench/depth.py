@@ -110,6 +110,11 @@ async def d(site: Site, rounds: int) -> list[Figure]:
         await site.empty()
         shallow = [(await started(site, 1000), await decided(site, 1000)) for _ in range(rounds)]
         await site.empty()
+        empty = await _bytes(site)
+        await started(site, SIZES[0])
+        await site.sql.execute("vacuum analyze")
+        really = (await _bytes(site) - empty) / SIZES[0]
+        await site.empty()
         await load("start", urls=site.urls, clients=1, count=1, body=ASKS_ONCE)
         await until(lambda: site.runs("awaiting_human"))
         model = await site.sql.fetchval("select id from runs")
@@ -133,8 +138,11 @@ async def d(site: Site, rounds: int) -> list[Figure]:
         figures.append(Figure(f"D_{what}_cpu", "what its CPU grows by", "%", cpu))
     return [
         *(
-            Figure(f"D_{size}", f"Postgres for each of {size:,} waiting runs", "B", [found], "≤ 2,500")
+            Figure(f"D_{size}", f"Postgres for each of {size:,} copies of a waiting run", "B", [found], "≤ 2,500")
             for size, found in zip(SIZES, per_run, strict=True)
+        ),
+        Figure(
+            "D_started", "Postgres for each of 1,000 waiting runs as the service left them", "B", [really], "≤ 2,500"
         ),
         Figure("D_redis", "Redis for each waiting run, deadline beyond the horizon", "B", [beyond], "0"),
         Figure("D_redis_near", "Redis for each waiting run, deadline within it", "B", [within], "≤ 600"),

@@ -21,7 +21,7 @@ import psutil
 from redis.asyncio import Redis
 
 from service.embedded import Servers, lease
-from service.queue import QUEUE_NAME
+from service.signals import QUEUE_NAME
 from service.store.migrate import migrate
 
 RUNS = 10_000

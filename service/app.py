@@ -29,7 +29,7 @@ from service.console import pages
 from service.errors import HitlError
 from service.exporter import exporting
 from service.live.hub import Hub
-from service.runtime import open_runtime
+from service.runtime import collect_rarely, open_runtime
 from service.settings import Settings, load_or_exit, require_or_exit
 
 log = logs.get_logger("web")
@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 app.state.services = services
                 app.state.auth_required = given.auth_required
                 app.state.hub = hub
+                collect_rarely()
                 with leaving.on_sigterm(services.notifier.leave):
                     yield
 

@@ -1,46 +1,60 @@
 """Floor 7: what arq 0.28's worker lacks for runs that last: it outlives Redis, wakes at once, and drains.
 
-`install` puts both pieces where the arq CLI looks them up, as globals of `arq.worker`. The internals that
-this leans on are pinned by tests/test_arq_pins.py, arq itself by its exact version.
+arq's CLI, settings, signals, health key and loop stay; a turn at the queue and a job's course are ours: arq asks Redis
+nine times for each job, we once for all that begin and end at one time. `install` puts it where the arq CLI looks, as
+globals of `arq.worker`. What this leans on is pinned by tests/test_arq_pins.py, arq itself by its exact version.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from functools import wraps
+from functools import cached_property, partial
 from signal import Signals
 from typing import Any, Final
 
 import arq.worker
-from arq.constants import job_key_prefix
-from redis.exceptions import RedisError, ResponseError
+from arq.utils import ms_to_datetime, timestamp_ms
+from redis.exceptions import RedisError
 
 from service.logs import get_logger
 from service.notifier import listen
-from service.queue import WAKE_CHANNEL, remove, unreadable
+from service.signals import WAKE_CHANNEL
+from service.taking import Taken, Turnstile, UnreadableJob, read
 
 MAX_BACKOFF_S: Final = 2.0
 DRAINING: Final = "draining"
-WAKE: Final = "wake"
 BURY: Final = "bury"
 
 log = get_logger("arq")
 
 
 class Worker(arq.worker.Worker):
-    """arq's worker with a guarded poll. `ctx[DRAINING]` and `ctx[WAKE]` are events for our own jobs.
+    """arq's worker with turns of its own. `ctx[DRAINING]` is an event for our own jobs.
 
     A job that cannot be read or run is taken out of the queue and told to `ctx[BURY]`, with its id and the cause.
+    No job is tried twice: what is still due, the sweep sends again.
     """
 
     _failures = 0
+    _turning = False
+
+    @cached_property
+    def _here(self) -> dict[bytes, Taken]:
+        """What runs here."""
+        return {}
+
+    @cached_property
+    def _over(self) -> dict[bytes, float | None]:
+        """What ended here, which Redis has not heard of; with a score what must run again."""
+        return {}
+
+    @cached_property
+    def _turnstile(self) -> Turnstile:
+        return Turnstile(self.pool, bound=self.queue_read_limit)
 
     async def main(self) -> None:
         self.ctx[DRAINING] = asyncio.Event()
-        self.ctx[WAKE] = _wake
         self.ctx["worker"] = self
-        for function in self.functions.values():
-            function.coroutine = self._buried_when_it_fails(function.coroutine)
         await self._until_redis_answers()
         # owned here: it ends with the poll loop
         listener = self.loop.create_task(listen(self.pool, WAKE_CHANNEL, lambda _: _wake.set()))
@@ -61,80 +75,90 @@ class Worker(arq.worker.Worker):
                 return
 
     async def _poll_iteration(self) -> None:
-        self._reap()
         try:
-            await super()._poll_iteration()
+            await self._turn()
+            await self.heart_beat()
         except (RedisError, OSError, TimeoutError) as error:
             await self._back_off(error)
-            self._count_slots_anew()
         else:
             self._failures = 0
 
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """One at a time: what arq trips over in one must not keep the others from starting."""
-        for name in job_ids:
-            if self.job_counter >= self.max_jobs:
-                return
-            try:
-                await super().start_jobs([name])
-            except (RedisError, OSError, TimeoutError):
-                raise
-            except Exception as error:
-                self._count_slots_anew()
-                await self._bury(name, type(error).__name__)
-
-    async def run_job(self, job_id: str, score: int) -> None:
-        cause = await self._unreadable(job_id)
-        if cause is None:
-            await super().run_job(job_id, score)
-        else:
-            await self._bury(job_id.encode(), cause)
-
-    async def _unreadable(self, job_id: str) -> str | None:
+    async def _turn(self) -> None:
+        """Tell Redis what ended here, and begin as much as there is room for, the lowest score first."""
+        room = self.max_jobs - len(self.tasks) if self.allow_pick_jobs else 0
+        over = dict(self._over)
+        if not room and not over:
+            return
+        self._turning = True
         try:
-            data = await self.pool.get(job_key_prefix + job_id)
-        except ResponseError:
-            return "not a job's key"
-        # without data it is one whose end crossed our look: arq forgets it, the sweep wakes what is due
-        return None if data is None else unreadable(data, self.functions)
+            taken = await self._turnstile.turn(over, slots=room, now_ms=timestamp_ms())
+        finally:
+            self._turning = False
+        for name in over:
+            del self._over[name]
+        for job in taken:
+            self._begin(job)
 
-    async def _bury(self, name: bytes, cause: str) -> None:
+    def _begin(self, job: Taken) -> None:
+        if job.name in self._here:  # Redis was away for longer than the mark held, and the job never stopped
+            return
+        self._here[job.name] = job
+        task = self.tasks[_text(job.name)] = self.loop.create_task(self._run(job))
+        task.add_done_callback(partial(self._end, job))
+
+    def _end(self, job: Taken, task: asyncio.Task[bool]) -> None:
+        del self._here[job.name]
+        self.tasks.pop(_text(job.name), None)  # two names that are not text may look the same
+        stopped = task.cancelled()
+        if not stopped and (error := task.exception()):
+            log.warning("worker.task_failed", job_id=_text(job.name), error=type(error).__name__)
+        elif not stopped:
+            stopped = not task.result()
+        self._over[job.name] = job.score if stopped else None
+        _wake.set()
+
+    async def _run(self, job: Taken) -> bool:
+        """Whether the job is over; one that was stopped is due again at once, for another worker."""
+        try:
+            await self._call(job)
+        except asyncio.CancelledError:
+            if (me := asyncio.current_task()) and me.cancelling():
+                self.jobs_retried += 1
+                return False
+            await self._bury(job, "CancelledError")
+        except UnreadableJob as error:
+            await self._bury(job, str(error))
+        except Exception as error:  # arq, which would log its arguments, hears nothing of it
+            await self._bury(job, type(error).__name__)
+        else:
+            self.jobs_complete += 1
+        return True
+
+    async def _call(self, job: Taken) -> None:
+        job_id = job.name.decode()
+        if job.data is None:
+            return
+        order = read(job.data, self.functions)
+        function = self.functions[order.function]
+        at = {"job_id": job_id, "enqueue_time": ms_to_datetime(order.enqueued_ms), "score": int(job.score)}
+        async with asyncio.timeout(function.timeout_s or self.job_timeout_s):
+            await function.coroutine({**self.ctx, **at}, *order.arguments)
+
+    async def _bury(self, job: Taken, cause: str) -> None:
+        self.jobs_failed += 1
         log.error("job.buried", cause=cause)
-        await remove(self.pool, name)
         if BURY in self.ctx:
-            await self.ctx[BURY](name.decode("utf-8", "backslashreplace"), cause)
+            await self.ctx[BURY](_text(job.name), cause)
 
-    def _buried_when_it_fails(self, run: Any) -> Any:
-        """The job's function; its fault is listed, and arq, which would log its arguments, hears nothing of it."""
-
-        @wraps(run)
-        async def guarded(ctx: dict[Any, Any], *args: Any) -> None:
-            try:
-                await run(ctx, *args)
-            except Exception as error:
-                await self._bury(ctx["job_id"].encode(), type(error).__name__)
-
-        return guarded
-
-    def _reap(self) -> None:
-        """Take finished tasks away before arq does: its `t.result()` would end the worker with a job's error."""
-        for job_id, task in list(self.tasks.items()):
-            if task.done():
-                del self.tasks[job_id]
-                if not task.cancelled() and (error := task.exception()):
-                    log.warning("worker.task_failed", job_id=job_id, error=type(error).__name__)
+    async def keep_hidden(self) -> None:
+        """Say that what runs here still does, well within the minute for which that is believed."""
+        if self._here:
+            await self._turnstile.keep(list(self._here), now_ms=timestamp_ms())
 
     async def _back_off(self, error: Exception) -> None:
         self._failures += 1
         log.warning("worker.poll_failed", error=type(error).__name__, failures=self._failures)
         await asyncio.sleep(min(MAX_BACKOFF_S, 0.05 * 2 ** min(self._failures, 6)))
-
-    def _count_slots_anew(self) -> None:
-        """`start_jobs` takes a slot before it asks Redis, and keeps it when Redis raises."""
-        running = sum(not task.done() for task in self.tasks.values())
-        self.job_counter = running
-        self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
-        self.sem._value -= running
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         if not self.allow_pick_jobs:
@@ -144,6 +168,25 @@ class Worker(arq.worker.Worker):
             self.ctx[DRAINING].set()
         super().handle_sig_wait_for_completion(signum)
         _wake.set()
+
+    async def _sleep_until_tasks_complete(self) -> None:
+        """Until nothing is under way, Redis knows it, and no turn brings more."""
+        while self.tasks or self._over or self._turning:
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """What the drain had to cut off is due again before arq lets go of Redis."""
+        self.allow_pick_jobs = False
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        try:
+            await self._turn()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("worker.poll_failed", error=type(error).__name__, failures=self._failures + 1)
+        await super().close()
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 _wake = asyncio.Event()

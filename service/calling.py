@@ -20,6 +20,7 @@ from service.commands.context import After, Services, carry_out, closed_of, next
 from service.commands.files import Copies, copied, discard
 from service.commands.outage import outlast
 from service.domain import payload
+from service.domain.altered import altered
 from service.domain.call import (
     Answered,
     CallStatus,
@@ -271,14 +272,14 @@ class Caller:
         call = looked(before, outcome, now=now) if end.looking else tried(before, outcome, now=now, adopts=adopts)
         call = _with_copies(call, end.given, end.copies)
         written = run.provider_ms != held.run.provider_ms  # before, and only Postgres's answer was lost
-        on = run if written else replace(run, provider_ms=run.provider_ms + end.took_ms)
+        on = run if written else altered(run, provider_ms=run.provider_ms + end.took_ms)
         facts = [*closed, *([_progressed(run, end.untold)] if end.untold is not None and not written else [])]
         if call.status is not before.status:
             facts += _told(run, call, end.took_ms)
             if call.status in (CallStatus.ANSWERED, CallStatus.FAILED):
                 parts["answer"] = {"output": call.output, "raw_response": call.raw}
             if call.cost_usd is not None:
-                on = replace(on, actual_usd=(on.actual_usd or 0) + call.cost_usd)
+                on = altered(on, actual_usd=(on.actual_usd or 0) + call.cost_usd)
         on, more, became = self._after_call(held, on, call, outcome, now)
         facts += more
         docs = answered(held.docs, call)
@@ -304,12 +305,12 @@ class Caller:
             run = awaiting(self._services, run, until, now=now)
             return run, [], "paused" if paused else "awaiting_provider"
         if paused:
-            return replace(run, lease_until=None, worker_id=None, released_at=now), [], "paused"
+            return altered(run, lease_until=None, worker_id=None, released_at=now), [], "paused"
         match call.status:
             case CallStatus.RETRY:
                 wait = backoff(call.tries, retry_after_s=hint, jitter=random.random())  # noqa: S311  spread, not secrecy
                 later = woken(run, now=now, due_at=now + wait, released_at=now)
-                return replace(later, armed=True), [queued(later, "retry")], "retry_later"
+                return altered(later, armed=True), [queued(later, "retry")], "retry_later"
             case CallStatus.ACCEPTED:
                 return awaiting(self._services, run, call.deadline_at, now=now), [], "awaiting_provider"
             case CallStatus.INTENT:
@@ -358,7 +359,7 @@ def _again(call: ProviderCall, now: datetime, deadline_at: datetime) -> Provider
     A try that had no effect is over, and the next has its own time; one that nobody knows of goes on.
     """
     anew = call.status is CallStatus.RETRY
-    return replace(
+    return altered(
         call, status=CallStatus.INTENT, tries=call.tries + 1, finished_at=None, problem=None,
         started_at=now if anew else call.started_at, deadline_at=deadline_at if anew else call.deadline_at,
     )  # fmt: skip
@@ -367,9 +368,9 @@ def _again(call: ProviderCall, now: datetime, deadline_at: datetime) -> Provider
 def _with_copies(call: ProviderCall, given: Outcome, copies: Copies) -> ProviderCall:
     """What was paid for is counted, though its files could not be copied."""
     if copies.again:
-        return replace(call, copy_tries=call.copy_tries + 1)
+        return altered(call, copy_tries=call.copy_tries + 1)
     if call.status is CallStatus.FAILED and isinstance(given, Answered):
-        return replace(call, cost_usd=given.cost_usd)
+        return altered(call, cost_usd=given.cost_usd)
     return call
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from service.commands.context import After, Services, closed_of, next_turn, release_next
+from service.domain.altered import altered
 from service.domain.call import CallStatus, ProviderCall
 from service.domain.event import EventType, Fact
 from service.domain.plan import Abilities, Documents, Pass, looked_at
@@ -96,7 +97,7 @@ def walked(held: Held, run: Run, passed: Sequence[Pass], *, now: datetime) -> tu
     facts: list[Fact] = []
     parts: dict[str, Any] = {}
     if held.built:
-        run = replace(run, payload_sha256=held.run.payload_sha256, estimated_usd=held.run.estimated_usd)
+        run = altered(run, payload_sha256=held.run.payload_sha256, estimated_usd=held.run.estimated_usd)
         parts["built"] = {"description": held.docs.description, "payload": held.docs.payload}
         facts.append(Fact(EventType.STEP_STARTED, "system", {"step": run.step}))
     run, more, parts["steps"] = passed_by(held, run, passed, now=now)
@@ -176,7 +177,7 @@ async def put_down(services: Services, conn: Conn, run: Run) -> None:
     """Let go of a paused run. What goes on at its provider is looked at again, so that the answer is kept."""
     now = services.db.now()
     due_at = now if await is_looked_at(services, conn, run) else None
-    down = replace(run, lease_until=None, worker_id=None, released_at=now, due_at=due_at, armed=False)
+    down = altered(run, lease_until=None, worker_id=None, released_at=now, due_at=due_at, armed=False)
     await runs.save(conn, down, [], now=now)
 
 
@@ -195,7 +196,7 @@ def awaiting(services: Services, run: Run, until: datetime | None, *, now: datet
     """
     near = until is not None and until <= now + timedelta(seconds=services.horizon_s)
     if run.status is RunStatus.PAUSED:
-        return replace(run, lease_until=None, worker_id=None, released_at=now, due_at=until, armed=near)
+        return altered(run, lease_until=None, worker_id=None, released_at=now, due_at=until, armed=near)
     return released(run, RunStatus.AWAITING_PROVIDER, now=now, due_at=until, armed=near)
 
 

@@ -3,7 +3,7 @@ whoever is hinted at looks into Postgres. With Redis away, followers poll slowly
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, TypeVar
 from uuid import UUID
@@ -12,18 +12,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.domain.ids import parse_id
-from service.logs import get_logger
+from service.signals import CHANGED_CHANNEL, Signals
 
-CHANNEL: Final = "hitl:changed"
 STOP: Final = "stop:"
 DELIVER: Final = "deliver"
 RECONNECT_S: Final = 0.5
-SEND_TIMEOUT_S: Final = 1.0
-AWAY_S: Final = 0.5
 SLOW_POLL_S: Final = 1.0
 T = TypeVar("T")
-
-log = get_logger("notifier")
 
 
 async def listen(redis: Redis, channel: str, heard: Callable[[bytes], None]) -> None:
@@ -44,27 +39,25 @@ async def listen(redis: Redis, channel: str, heard: Callable[[bytes], None]) -> 
 class Notifier:
     """One subscription a process; fan-out inside it."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, signals: Signals | None = None) -> None:
         self._redis = redis
+        self._signals = signals or Signals(redis)
         self._followers: dict[UUID, set[asyncio.Event]] = {}
         self._all: set[asyncio.Event] = set()
         self._stops: list[Callable[[UUID], None]] = []
         self._senders: list[Callable[[], None]] = []
-        self._away_until = 0.0
         self.leaving = False
 
     async def notify(self, *changed: UUID, stopped: Sequence[UUID] = (), deliver: bool = False) -> None:
         """Say which runs and approvals changed, which runs were ended under a worker that may be busy with them, and
         whether messages to the outside are due. Call it after the commit; a failure is only a delay."""
-        for subject in changed:
-            self._tell(subject)
-        await self._publish(
-            [*([DELIVER] if deliver else []), *(STOP + str(run_id) for run_id in stopped), *map(str, changed)]
-        )
+        self._tell(changed)
+        hints = (*([DELIVER] if deliver else []), *(STOP + str(run_id) for run_id in stopped), *map(str, changed))
+        self._signals.hint(*hints)
 
     async def run(self) -> None:
         """The process's subscription, until cancelled."""
-        await listen(self._redis, CHANNEL, self._heard)
+        await listen(self._redis, CHANGED_CHANNEL, self._heard)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -136,43 +129,25 @@ class Notifier:
         finally:
             self._senders.remove(heard)
 
-    async def _publish(self, messages: Sequence[str]) -> None:
-        """All of them in one trip."""
-        if not messages or time.monotonic() < self._away_until:  # a sweep of hundreds must not wait out each of them
-            return
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
-                for message in messages:
-                    pipe.publish(CHANNEL, message)
-                await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._away_until = time.monotonic() + AWAY_S
-            log.warning("notify.failed", error=type(error).__name__)
-
     def _heard(self, data: bytes) -> None:
-        if not data or data == DELIVER.encode():
+        """What one message says: several hints, or b"" for messages that may have been missed: everybody looks."""
+        hints = data.decode("ascii", "replace").split()
+        if not data or DELIVER in hints:
             for sender in self._senders:
                 sender()
-        if not data:  # messages may have been missed: everybody looks
-            for subject in list(self._followers):
-                self._tell(subject)
-            self._tell_all()
-            return
-        text = data.decode("ascii", "replace")
-        about = parse_id(text.removeprefix(STOP))
-        if about is None:
-            return
-        if text.startswith(STOP):
+        for run_id in _ids(hint.removeprefix(STOP) for hint in hints if hint.startswith(STOP)):
             for heard in self._stops:
-                heard(about)
-        else:
-            self._tell(about)
+                heard(run_id)
+        if changed := _ids(hints) if data else list(self._followers):
+            self._tell(changed)
 
-    def _tell(self, subject: UUID) -> None:
-        for event in self._followers.get(subject, ()):
-            event.set()
-        self._tell_all()
-
-    def _tell_all(self) -> None:
+    def _tell(self, changed: Iterable[UUID]) -> None:
+        for subject in changed:
+            for event in self._followers.get(subject, ()):
+                event.set()
         for event in self._all:
             event.set()
+
+
+def _ids(texts: Iterable[str]) -> list[UUID]:
+    return [found for found in map(parse_id, texts) if found is not None]

@@ -19,6 +19,7 @@ from service import tracing
 from service.calling import Caller
 from service.commands.context import After, Services, carry_out, finish, queued
 from service.commands.outage import RETRY_S, outlast
+from service.domain.altered import altered
 from service.domain.approval import Approval
 from service.domain.call import MAX_TRIES, Description, ProviderCall, Rejected, Unreachable, backoff, unsent
 from service.domain.canonical import payload_sha256
@@ -311,7 +312,7 @@ class HITLOrchestrator:
                 pass
         description, built = prepared(held.docs.run_input, about)
         held.docs = replace(held.docs, description=description, payload=built)
-        held.run = replace(held.run, payload_sha256=payload_sha256(built), estimated_usd=about.estimated_cost_usd)
+        held.run = altered(held.run, payload_sha256=payload_sha256(built), estimated_usd=about.estimated_cost_usd)
         held.built = True
         return None
 
@@ -339,7 +340,7 @@ class HITLOrchestrator:
                 now = self._services.db.now()
                 wait = backoff(tries, retry_after_s=about.retry_after_s, jitter=random.random())  # noqa: S311
                 later = woken(run, now=now, due_at=now + wait, released_at=now)
-                await runs.save(conn, replace(later, armed=True), [queued(later, "retry")], now=now)
+                await runs.save(conn, altered(later, armed=True), [queued(later, "retry")], now=now)
                 after.wake.append(later)
                 after.changed.append(run.id)
         await carry_out(self._services, after)
@@ -355,7 +356,7 @@ class HITLOrchestrator:
             armed = question.expires_at <= now + timedelta(seconds=self._services.horizon_s)
             told = Fact(EventType.APPROVAL_REQUESTED, "system", _about(question, held.docs.config.policy))
             run = released(run, RunStatus.AWAITING_HUMAN, now=now)
-            return Change.of(before, run, [*facts, told], now=now, more=Asked(replace(question, armed=armed)), **parts)
+            return Change.of(before, run, [*facts, told], now=now, more=Asked(altered(question, armed=armed)), **parts)
 
         watched = action.checkpoint is Checkpoint.OUTCOME_UNKNOWN
         change = await put(self._services, held, made, after, watched=watched)

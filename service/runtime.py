@@ -1,5 +1,6 @@
 """Floor 6: the wiring. Opens the pool, Redis and the providers, and closes them in reverse."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from service.providers.replicate_api import ReplicateApi
 from service.queue import RunQueue
 from service.settings import Settings, SettingsError, require
 from service.sign_on import SignOn
+from service.signals import Signals
 from service.store.content import Vault
 from service.store.database import Database
 
@@ -44,6 +46,7 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         detectors.register(own_detector.load())
     assert settings.database_url and settings.redis_url and settings.hitl_secret_key
     own = queue.connect(settings.redis_url) if redis is None else redis
+    signals = Signals(own)
     keyring = Keyring(settings.hitl_secret_key, settings.hitl_secret_key_previous)
     db = Database(
         settings.database_url,
@@ -66,8 +69,8 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
     )
     services = Services(
         db=db,
-        queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds),
-        notifier=Notifier(own),
+        queue=RunQueue(own, horizon_s=settings.hitl_timer_horizon_seconds, signals=signals),
+        notifier=Notifier(own, signals),
         presence=Presence(own),
         registry=Registry([HttpProvider(client), EchoProvider(), replicate, chat]),
         keyring=keyring,
@@ -87,9 +90,18 @@ async def open_runtime(settings: Settings, *, process: str, redis: ArqRedis | No
         await replicate.aclose()
         await chat.aclose()
         await client.aclose()
+        await signals.close()
         if redis is None:
             await own.aclose(close_connection_pool=True)
         await db.close()
+
+
+def collect_rarely() -> None:
+    """Look for cycles after 20,000 new objects, not after 700, and never again at what is loaded by now: a run makes
+    thousands of objects, nearly all of which go by themselves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _issuer(settings: Settings) -> Issuer | None:

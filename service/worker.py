@@ -7,12 +7,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
@@ -29,18 +28,18 @@ from service.domain.ids import uuid7
 from service.errors import HitlError, Unavailable
 from service.exporter import exporting
 from service.orchestrator import HITLOrchestrator
-from service.queue import QUEUE_NAME, cause
-from service.runtime import Runtime, open_runtime
+from service.queue import cause
+from service.runtime import Runtime, collect_rarely, open_runtime
 from service.settings import Settings, load_or_exit, load_settings, require_or_exit
 from service.store import dead_jobs, runs, workers
 from service.store.database import EVERY, Conn, answering
+from service.taking import HIDDEN_FOR_MS
 
-HIDE_AFTER_S: Final = 1.0
+HIDE_S: Final = HIDDEN_FOR_MS / 4000
 PRESENCE_LOOK_S: Final = 1.0
 PURGE_LOOK_S: Final = 60.0
 REWRAP_EVERY_S: Final = 3600.0
 ANCHOR_LOOK_S: Final = 60.0
-HIDDEN_FOR_MS: Final = 60_000
 
 log = logs.get_logger("worker")
 
@@ -54,8 +53,6 @@ class Process:
     worker_id: str
     stack: AsyncExitStack
     background: asyncio.Task[None]
-    running: dict[str, tuple[float, int]] = field(default_factory=dict)
-    hidden: set[str] = field(default_factory=set)
 
 
 def prepared() -> Settings:
@@ -132,6 +129,7 @@ async def on_startup(ctx: dict[str, Any]) -> None:
     await stack.enter_async_context(exporting(settings, lambda: exposition(runtime.services)))
     background = asyncio.get_running_loop().create_task(_background(ctx, runtime, orchestrator, worker_id))
     ctx["process"] = Process(runtime, orchestrator, worker_id, stack, background)
+    collect_rarely()
     log.info("worker.started", worker=worker_id, max_jobs=settings.hitl_max_jobs)
 
 
@@ -145,28 +143,6 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
     await _unless_away(_leave(process))
     await process.stack.aclose()
     log.info("worker.stopped", worker=process.worker_id)
-
-
-async def on_job_start(ctx: dict[str, Any]) -> None:
-    process: Process = ctx["process"]
-    process.running[ctx["job_id"]] = (time.monotonic(), ctx["score"])
-
-
-async def on_job_end(ctx: dict[str, Any]) -> None:
-    """Give a hidden job its score back, so that one that was cancelled is due at once. Hooks never raise."""
-    process: Process = ctx["process"]
-    job_id = ctx["job_id"]
-    process.running.pop(job_id, None)
-    if job_id in process.hidden:
-        process.hidden.discard(job_id)
-        try:
-            await process.runtime.redis.zadd(QUEUE_NAME, {job_id: ctx["score"]}, xx=True)
-        except (RedisError, OSError, TimeoutError) as error:
-            log.warning("worker.poll_failed", error=type(error).__name__)
-
-
-async def after_job_end(ctx: dict[str, Any]) -> None:
-    ctx["wake"].set()  # a slot is free: look at once
 
 
 async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLOrchestrator, worker_id: str) -> None:
@@ -186,7 +162,7 @@ async def _background(ctx: dict[str, Any], runtime: Runtime, orchestrator: HITLO
         group.create_task(_every(PURGE_LOOK_S, "purge", lambda: _unless_away(purge_by_policy(runtime.services))))
         group.create_task(_every(REWRAP_EVERY_S, "rewrap", lambda: _unless_away(rewrap(runtime.services))))
         group.create_task(_every(min(ANCHOR_LOOK_S, settings.hitl_anchor_seconds), "anchor", lambda: _anchor(runtime)))
-        group.create_task(_every(HIDE_AFTER_S, "hide", lambda: _hide_running(ctx["process"])))
+        group.create_task(_every(HIDE_S, "hide", ctx["worker"].keep_hidden))
 
 
 async def _every(seconds: float, name: str, once: Callable[[], Awaitable[None]]) -> None:
@@ -309,24 +285,6 @@ async def _cancel_due(runtime: Runtime) -> None:
 
 async def _anchor(runtime: Runtime) -> None:
     await anchor_all(runtime.services, every_s=runtime.settings.hitl_anchor_seconds)
-
-
-async def _hide_running(process: Process) -> None:
-    """Push long jobs out of every worker's poll, which would pay four round trips for each of them.
-
-    Both marks end by themselves a minute after this process does.
-    """
-    now = time.monotonic()
-    long_running = [job_id for job_id, (started, _) in process.running.items() if now - started > HIDE_AFTER_S]
-    if not long_running:
-        return
-    until_ms = round(time.time() * 1000) + HIDDEN_FOR_MS
-    async with process.runtime.redis.pipeline(transaction=False) as pipe:
-        for job_id in long_running:
-            pipe.pexpire(in_progress_key_prefix + job_id, HIDDEN_FOR_MS)
-            pipe.zadd(QUEUE_NAME, {job_id: until_ms}, xx=True)
-            process.hidden.add(job_id)
-        await pipe.execute()
 
 
 async def _leave(process: Process) -> None:

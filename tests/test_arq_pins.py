@@ -15,7 +15,7 @@ import orjson
 import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 
-from service import arq_worker, queue
+from service import arq_worker, queue, signals
 from service.domain.ids import job_id
 from service.runtime import Runtime
 from tests.acting import begin, look
@@ -66,11 +66,11 @@ def test_arq_is_the_version_whose_inside_was_read() -> None:
 def test_arqs_worker_still_has_what_ours_leans_on() -> None:
     assert inspect.isasyncgenfunction(arq.worker.poll)
     worker = arq.worker.Worker
-    for name in ("main", "_poll_iteration", "start_jobs", "run_job", "finish_job", "close", "heart_beat", "run"):
-        assert inspect.iscoroutinefunction(getattr(worker, name)) or name == "run", name
+    for name in ("main", "_poll_iteration", "_sleep_until_tasks_complete", "close", "heart_beat"):
+        assert inspect.iscoroutinefunction(getattr(worker, name)), name
     signature = inspect.signature(worker.handle_sig_wait_for_completion)
     assert list(signature.parameters) == ["self", "signum"]
-    for name in ("sem", "job_counter", "max_jobs", "tasks", "allow_pick_jobs", "main_task"):
+    for name in ("max_jobs", "tasks", "allow_pick_jobs", "main_task", "queue_read_limit", "job_timeout_s"):
         assert f"self.{name}" in inspect.getsource(worker.__init__), name
 
 
@@ -81,12 +81,20 @@ def test_arq_reads_its_poll_and_its_worker_as_globals_at_call_time() -> None:
     assert "Worker(**" in inspect.getsource(arq.worker.create_worker)
 
 
-def test_arq_still_leaks_the_slot_that_we_count_anew() -> None:
-    source = inspect.getsource(arq_worker.Worker.__mro__[1].start_jobs)
-    taken, asked = source.index("self.job_counter + 1"), source.index("pipe.watch")
-    assert taken < asked
-    assert "self.sem.acquire()" in source
-    assert "t.result()" in inspect.getsource(arq_worker.Worker.__mro__[1]._poll_iteration)
+def test_arq_starts_jobs_nowhere_but_in_the_turn_that_is_ours() -> None:
+    source = inspect.getsource(arq.worker)
+    assert source.count("self.start_jobs(") == source.count("self.run_job(") == 1
+    assert "await self.start_jobs(job_ids)" in inspect.getsource(arq_worker.Worker.__mro__[1]._poll_iteration)
+    assert "await self.heart_beat()" in inspect.getsource(arq_worker.Worker.__mro__[1]._poll_iteration)
+
+
+def test_arq_drains_by_what_we_override() -> None:
+    worker = arq_worker.Worker.__mro__[1]
+    assert "self._sleep_until_tasks_complete()" in inspect.getsource(worker._wait_for_tasks_to_complete)
+    assert "for t in self.tasks.values()" in inspect.getsource(worker._wait_for_tasks_to_complete)
+    assert "self.loop.run_until_complete(self.close())" in inspect.getsource(worker.run)
+    closing = inspect.getsource(worker.close)
+    assert closing.index("self.tasks.values()") < closing.index("self.on_shutdown") < closing.index("self.pool.close")
 
 
 def test_arqs_key_names_are_those_we_delete() -> None:
@@ -105,7 +113,7 @@ def test_every_setting_reaches_arq(stack: Stack) -> None:
     assert shown["serializers"] == ["service.queue.serialize", "service.queue.deserialize"] * 2
     assert (shown["pool_queue"], shown["pool_expires"]) == ("hitl:queue", 30 * 86_400_000)
     assert shown["pool_connections"] == ["BlockingConnectionPool", 50]
-    assert shown["hooks"] == ["after_job_end", "on_job_end", "on_job_start", "on_shutdown", "on_startup"]
+    assert shown["hooks"] == ["on_shutdown", "on_startup"]  # our turn knows no others
     assert shown["installed"] == ["service.arq_worker"] * 2
     assert shown["plain"] == {
         "queue_name": "hitl:queue",
@@ -158,11 +166,11 @@ async def test_a_pickled_job_in_the_queue_does_not_execute(stack: Stack, tmp_pat
     assert touched.exists()  # the bomb works
     touched.unlink()
     await redis.set(job_key_prefix + "bomb", bomb)
-    await redis.zadd(queue.QUEUE_NAME, {"bomb": time.time() * 1000})
-    await redis.publish(queue.WAKE_CHANNEL, b"1")
+    await redis.zadd(signals.QUEUE_NAME, {"bomb": time.time() * 1000})
+    await redis.publish(signals.WAKE_CHANNEL, b"1")
 
     async def taken() -> bool:
-        return await redis.zscore(queue.QUEUE_NAME, "bomb") is None
+        return await redis.zscore(signals.QUEUE_NAME, "bomb") is None
 
     await eventually(taken, "the job's end")
     assert not touched.exists()
@@ -203,7 +211,7 @@ async def test_our_wake_up_leaves_in_redis_what_arqs_enqueue_job_leaves(empty: R
     left = [orjson.loads(await empty.redis.get(job_key_prefix + name)) for name in (ours, "theirs")]
     assert all(abs(each.pop("et") - time.time() * 1000) < 60_000 for each in left)
     assert left[0] == left[1]
-    scores = await empty.redis.zmscore(queue.QUEUE_NAME, [ours, "theirs"])
+    scores = await empty.redis.zmscore(signals.QUEUE_NAME, [ours, "theirs"])
     assert abs(scores[0] - scores[1]) < 60_000, "ten days before its time: the rank of a plain start"
     assert await empty.redis.pttl(job_key_prefix + ours) > queue.EXPIRES_EXTRA_MS - 60_000
 
@@ -211,4 +219,4 @@ async def test_our_wake_up_leaves_in_redis_what_arqs_enqueue_job_leaves(empty: R
 async def test_a_wake_up_that_is_there_is_not_sent_again(empty: Runtime) -> None:
     run = await look(empty, await begin(empty, echo()))
     assert not await empty.services.queue.wake(run)
-    assert await empty.redis.zcard(queue.QUEUE_NAME) == 1
+    assert await empty.redis.zcard(signals.QUEUE_NAME) == 1

@@ -39,8 +39,8 @@ from service.domain.policy import Checkpoint, HitlConfig
 from service.holding import Held, Overtaken
 from service.orchestrator import LEASE_LOST, HITLOrchestrator
 from service.providers.protocol import Request
-from service.queue import QUEUE_NAME
 from service.runtime import Runtime
+from service.signals import QUEUE_NAME
 from service.store import approvals, calls, events, runs
 from service.store.database import EVERY
 from service.worker import Process, cancel_calls

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 
-from service import queue
+from service import queue, signals
 from service.runtime import Runtime
 from service.store import dead_jobs
 from service.store.database import EVERY
@@ -56,14 +56,14 @@ async def test_poisonous_jobs_neither_end_nor_block_a_worker(stack: Stack, clien
         else:
             await redis.set(job_key_prefix + name, data)
     # before everything that waits, so that it is met first
-    await redis.zadd(queue.QUEUE_NAME, dict.fromkeys(names, 1.0))
-    await redis.zadd(queue.QUEUE_NAME, {"infinite": float("-inf")})
-    await redis.publish(queue.WAKE_CHANNEL, b"1")
+    await redis.zadd(signals.QUEUE_NAME, dict.fromkeys(names, 1.0))
+    await redis.zadd(signals.QUEUE_NAME, {"infinite": float("-inf")})
+    await redis.publish(signals.WAKE_CHANNEL, b"1")
     run_id = await start(client, run_body(echo()))
     assert (await settled(client, run_id, "completed"))["status"] == "completed"
 
     async def gone() -> bool:
-        scores: Any = await redis.zmscore(queue.QUEUE_NAME, [*names, b"infinite"])
+        scores: Any = await redis.zmscore(signals.QUEUE_NAME, [*names, b"infinite"])
         return not any(score is not None for score in scores)
 
     await eventually(gone, "an empty queue")

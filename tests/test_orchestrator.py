@@ -28,8 +28,9 @@ from service.providers.guard import guarded_client
 from service.providers.http import HttpProvider
 from service.providers.protocol import Request
 from service.providers.registry import Registry
-from service.queue import QUEUE_NAME, RunQueue, connect
+from service.queue import RunQueue, connect
 from service.runtime import Runtime
+from service.signals import QUEUE_NAME
 from service.store import approvals, calls, events, runs
 from service.store.database import EVERY
 from service.worker import Heartbeat

@@ -136,6 +136,11 @@ HOT: dict[str, tuple[Callable[[Conn], Awaitable[Any]], str]] = {
         lambda c: approvals.inbox(c, "t3", InboxFilter(after=(NOW, UUID(int=1))), limit=50),
         "approvals_inbox",
     ),
+    "inbox of a user": (lambda c: approvals.inbox(c, "t3", InboxFilter(user_id="u3"), limit=50), "approvals_by_user"),
+    "inbox of a session": (
+        lambda c: approvals.inbox(c, "t3", InboxFilter(session_id="s3"), limit=50),
+        "approvals_by_session",
+    ),
     "tenants.live_runs": (lambda c: tenants.live_runs(c, "t3", at_most=100), "runs_by_status"),
     "tenants.nth_last_start_age_s": (lambda c: tenants.nth_last_start_age_s(c, "t3", 100), "runs_list"),
     "page": (lambda c: runs.page(c, "t3", RunFilter(), limit=50), "runs_list"),

@@ -13,8 +13,8 @@ from service.commands.timers import last_sign, more, sweep
 from service.domain.approval import Order
 from service.domain.ids import job_id
 from service.domain.policy import HitlConfig
-from service.queue import QUEUE_NAME
 from service.runtime import Runtime
+from service.signals import QUEUE_NAME
 from service.store import approvals, runs
 from service.store.database import EVERY
 from tests.acting import begin, look, sql, story, worker

@@ -5,7 +5,7 @@ import time
 
 import httpx2
 
-from service import queue
+from service import queue, signals
 from tests.conftest import Stack, echo, eventually, run_body, start
 
 RUNS = 300
@@ -45,10 +45,10 @@ async def test_waiting_runs_hold_no_job_no_slot_and_no_lease(stack: Stack, clien
     redis = queue.connect(stack.env["REDIS_URL"])
 
     async def nothing_to_run() -> bool:
-        return await redis.zcount(queue.QUEUE_NAME, "-inf", time.time() * 1000) == 0
+        return await redis.zcount(signals.QUEUE_NAME, "-inf", time.time() * 1000) == 0
 
     await eventually(nothing_to_run, "an empty queue")
-    names = [name.decode() for name in await redis.zrange(queue.QUEUE_NAME, 0, -1)]
+    names = [name.decode() for name in await redis.zrange(signals.QUEUE_NAME, 0, -1)]
     assert not [name for name in names if name.split(":")[1] in ids]
     assert not [key async for key in redis.scan_iter("arq:in-progress:*")]
     await redis.aclose(close_connection_pool=True)

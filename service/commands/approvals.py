@@ -11,6 +11,7 @@ from service import tracing
 from service.commands.context import After, Services, carry_out, finish, queued, with_asked
 from service.commands.runs import Idempotency, taken
 from service.domain import approval as rules
+from service.domain.altered import altered
 from service.domain.approval import Approval, ApprovalStatus, Order, Verdict
 from service.domain.call import CallStatus
 from service.domain.canonical import NotCanonical, payload_sha256
@@ -273,7 +274,7 @@ async def say_again(conn: Conn, services: Services, current: Approval, run: Run 
     """Say once more that a human is waited for, about an approval that is locked and due for it."""
     now = services.db.now()
     again = timedelta(seconds=current.remind_after_s) if current.remind_after_s else None
-    await approvals.save(conn, replace(current, remind_at=now + again if again else None))
+    await approvals.save(conn, altered(current, remind_at=now + again if again else None))
     if run is not None:
         fact = Fact(EventType.APPROVAL_REMINDED, "system", {"approval_id": str(current.id)})
         await runs.save(conn, run, [fact], now=now)
@@ -357,7 +358,7 @@ async def _go_on(
     if docs is not None:
         about = counted(docs) if checkpoint == Checkpoint.INFORMATION_REVIEW else docs.description
         await runs.set_built(conn, run.id, description=about, payload=verdict.payload)
-        run = replace(run, payload_sha256=approval.payload_sha256)
+        run = altered(run, payload_sha256=approval.payload_sha256)
     if verdict.has_response and checkpoint == Checkpoint.RESPONSE_REVIEW:
         await runs.set_result(conn, run.id, {"response": verdict.response})
     if verdict.has_response and checkpoint == Checkpoint.OUTCOME_UNKNOWN:
@@ -379,14 +380,14 @@ async def _go_on(
 def _call_anew(run: Run) -> Run:
     """A human's retry, or an edited payload, is a new call with a new key; what an edit raised asks first."""
     asked = {name: reasons for name, reasons in run.asked.items() if name != Checkpoint.RESPONSE_REVIEW}
-    return replace(run, step=Step.PAYLOAD_REVIEW, call_no=run.call_no + 1, asked=asked)
+    return altered(run, step=Step.PAYLOAD_REVIEW, call_no=run.call_no + 1, asked=asked)
 
 
 async def _take_outcome(conn: Conn, run: Run, verdict: Verdict, now: datetime) -> Run:
     """A human says what came of a call that was never answered."""
     call = await calls.lock(conn, run.id, run.call_no)
     assert call is not None
-    answered = replace(call, status=CallStatus.ANSWERED, output=verdict.response, raw=verdict.response, finished_at=now)
+    answered = altered(call, status=CallStatus.ANSWERED, output=verdict.response, raw=verdict.response, finished_at=now)
     await calls.save(conn, answered)
     await runs.set_answer(conn, run.id, output=verdict.response, raw=verdict.response)
     return run

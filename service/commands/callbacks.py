@@ -1,11 +1,11 @@
 """Use cases of a provider that speaks later: the answer to a callback URL, or only a word to look again."""
 
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from service.commands.context import After, Services, carry_out, close_approval, queued
+from service.domain.altered import altered
 from service.domain.call import Answered, CallStatus, Notice, Outcome, ProviderCall, ProviderFailed, noticed, settled
 from service.domain.event import EventType, Fact
 from service.domain.policy import Checkpoint
@@ -74,7 +74,7 @@ async def take_notice(services: Services, run_id: UUID, number: int, provider_re
                 return
             case Notice.STRAY:
                 if call.provider_ref is None:
-                    await calls.save(conn, replace(call, provider_ref=provider_ref))
+                    await calls.save(conn, altered(call, provider_ref=provider_ref))
                     await runs.move_on(conn, run.id)
                 await cancels.add(conn, call, provider_ref)
                 after.cancelling.append(run.id)
@@ -86,7 +86,7 @@ async def take_notice(services: Services, run_id: UUID, number: int, provider_re
 
 def _adopted(call: ProviderCall, provider_ref: str) -> ProviderCall:
     """Looks begin anew: one that is under way may have seen what was before the notice, and the next comes soon."""
-    return replace(call, status=CallStatus.ACCEPTED, provider_ref=provider_ref, finished_at=None, problem=None, looks=0)
+    return altered(call, status=CallStatus.ACCEPTED, provider_ref=provider_ref, finished_at=None, problem=None, looks=0)
 
 
 async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, after: After) -> None:
@@ -104,7 +104,7 @@ async def _look_now(conn: Conn, run: Run, call: ProviderCall, now: datetime, aft
         closed.append(queued(run, "notice"))
         after.wake.append(run)
     elif run.status is RunStatus.PAUSED and not run.leased:  # it stays paused; its call is looked at
-        run = replace(run, due_at=now, armed=True, fencing_token=run.fencing_token + 1, woken_at=now)
+        run = altered(run, due_at=now, armed=True, fencing_token=run.fencing_token + 1, woken_at=now)
         after.wake.append(run)
     elif not closed:
         await runs.move_on(conn, run.id)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
@@ -15,6 +15,7 @@ from service.commands.kept import Kept
 from service.commands.recent import Recent
 from service.commands.tenants import Limits
 from service.domain import approval as approvals_
+from service.domain.altered import altered
 from service.domain.approval import Approval
 from service.domain.event import EventType, Fact
 from service.domain.keyring import Keyring
@@ -121,13 +122,13 @@ class After:
 
 
 async def carry_out(services: Services, after: After) -> None:
-    """Wake and notify. Losing any of it is only a delay: the sweep and the slow poll find it."""
+    """Notify and wake, in one trip. Losing any of it is only a delay: the sweep and the slow poll find it."""
     for run, actor in after.ended:
         _log_end(run, actor)
-    await each(services.queue.wake, after.wake)
-    await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
     deliver = services.db.take_filled()
     await services.notifier.notify(*dict.fromkeys(after.changed), stopped=after.stopped, deliver=deliver)
+    await services.queue.wake_all(after.wake)
+    await each(services.queue.cancel_calls, list(dict.fromkeys(after.cancelling)))
 
 
 def _log_end(run: Run, actor: str) -> None:
@@ -211,4 +212,4 @@ def queued(run: Run, reason: str = "turn") -> Fact:
 def with_asked(run: Run, checkpoint: str, reasons: Sequence[str]) -> Run:
     """The run that remembers which reasons a human has answered at this checkpoint."""
     before = run.asked.get(checkpoint, [])
-    return replace(run, asked={**run.asked, checkpoint: sorted({*before, *reasons})})
+    return altered(run, asked={**run.asked, checkpoint: sorted({*before, *reasons})})

@@ -1,7 +1,7 @@
 """Use cases of a run: start, pause, resume, cancel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -9,6 +9,7 @@ from uuid import UUID
 from service.commands import tenants
 from service.commands.context import After, Services, carry_out, finish, queued, release_next
 from service.domain import approval as approvals_
+from service.domain.altered import altered
 from service.domain.call import CallStatus
 from service.domain.event import EventType, Fact
 from service.domain.ids import uuid7
@@ -232,7 +233,7 @@ async def _take_turn(
             # its place in line is the one it got the session's lock in, whatever another machine's clock says
             last = max((other.created_at for other in others), default=now - timedelta(microseconds=1))
             created_at = max(run.created_at, last + timedelta(microseconds=1))
-            return replace(run, queues=True, created_at=created_at, due_at=None if others else run.due_at)
+            return altered(run, queues=True, created_at=created_at, due_at=None if others else run.due_at)
         case "reject":
             if others:
                 raise SessionBusy("the session has an active run", extra={"run_id": str(others[0].id)})
@@ -264,8 +265,8 @@ async def _requeued(conn: Conn, run: Run, *, now: datetime) -> Run:
     """A failed run again, from its last durable step; what is left of an exhausted call is a new try."""
     call = await calls.lock(conn, run.id, run.call_no)
     if call is not None and call.status is CallStatus.EXHAUSTED:
-        await calls.save(conn, replace(call, status=CallStatus.RETRY))
-    return replace(woken(run, now=now), error=None, finished_at=None)
+        await calls.save(conn, altered(call, status=CallStatus.RETRY))
+    return altered(woken(run, now=now), error=None, finished_at=None)
 
 
 async def _locked(conn: Conn, tenant: str, run_id: UUID) -> Run:

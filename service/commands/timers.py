@@ -6,12 +6,12 @@ Several workers sweep at once; rows are locked with SKIP LOCKED, and each use ca
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from service.commands import expiry
 from service.commands.context import After, Services, carry_out, each, finish, queued, release_next
+from service.domain.altered import altered
 from service.domain.call import CallStatus
 from service.domain.event import EventType, Fact
 from service.domain.ids import job_id
@@ -127,7 +127,7 @@ async def arm(services: Services) -> int:
         timers = await approvals.arm(conn, horizon_s=services.horizon_s, limit=BATCH)
         due = await runs.arm_due(conn, horizon_s=services.horizon_s, limit=BATCH)
     await each(lambda timer: services.queue.arm_timer(timer["id"], timer["timer_no"], timer["expires_at"]), timers)
-    await each(services.queue.wake, due)
+    await services.queue.wake_all(due)
     return len(timers) + len(due)
 
 
@@ -155,7 +155,7 @@ async def _wake_page(services: Services, waiting: Sequence[Run]) -> int:
         return 0
     found = list(zip(waiting, marks, strict=True))
     lost = [run for run, mark in found if not mark.queued]
-    sent = await each(services.queue.wake, lost)
+    sent = await services.queue.wake_all(lost)
     refused = [run for run, taken in zip(lost, sent, strict=True) if not taken]
     stuck = [run for run, mark in found if mark.queued and mark.in_progress] + await _unqueued(services, refused)
     freed = await each(lambda run: _out_of_limbo(services, run), [run for run in stuck if _long_due(services, run)])
@@ -196,7 +196,7 @@ async def _taken_over(conn: Conn, run: Run, now: datetime, cause: str, stood_sti
     if run.status is RunStatus.PAUSED:  # it stays paused; only the dead worker's hold ends
         call = await calls.get(conn, run.id, run.call_no)
         goes_on = call is not None and call.status is CallStatus.ACCEPTED and call.provider_ref is not None
-        ready = replace(
+        ready = altered(
             run, lease_until=None, worker_id=None, fencing_token=run.fencing_token + 1, due_at=now if goes_on else None
         )
     else:
@@ -213,7 +213,7 @@ async def _out_of_limbo(services: Services, run: Run) -> bool:
         if current is None or current.fencing_token != run.fencing_token or current.leased:
             return False
         now = services.db.now()
-        ready = replace(current, fencing_token=current.fencing_token + 1, woken_at=now)
+        ready = altered(current, fencing_token=current.fencing_token + 1, woken_at=now)
         ready, _ = await runs.save(conn, ready, [], now=now)
     await services.queue.wake(ready)
     await services.queue.forget(job_id(run.id, run.fencing_token))

@@ -1,12 +1,12 @@
 """A run as the JSON of the contract, the same in answers and in messages to the outside."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from service.commands.context import Services
 from service.domain import form, policy
+from service.domain.altered import altered
 from service.domain.approval import Approval
 from service.domain.ids import job_id
 from service.domain.plan import Documents
@@ -24,7 +24,7 @@ async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list
     waiting = await approvals.open_of_runs(conn, ids)
     history = await runs.steps_of(conn, ids)
     now = services.db.now()
-    told = [replace(run, error=await runs.error_of(conn, run)) for run in page]
+    told = [altered(run, error=await runs.error_of(conn, run)) for run in page]
     return [_run_view(r, docs[r.id], waiting.get(r.id, ()), history.get(r.id, ()), now) for r in told]
 
 

@@ -1,13 +1,14 @@
 """An approval: the question put to reviewers, and the rules by which one answer wins."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal
 from uuid import UUID
 
 from service.domain import schema as schemas
+from service.domain.altered import altered
 from service.domain.canonical import NotCanonical, payload_sha256, same
 from service.domain.patch import merge_patch, pointer
 from service.domain.payload import missing
@@ -62,7 +63,7 @@ class Decision:
     nonce: str | None = field(default=None, repr=False)  # what the event's hashes of reason and edits are salted with
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Approval:
     """The row of `approvals` with its decisions. `context` is what was shown, whole."""
 
@@ -190,7 +191,7 @@ def claimed(approval: Approval, principal: Principal, *, now: datetime) -> Appro
     check_open(approval, now=now)
     check_claim(approval, principal, now=now)
     until = now + CLAIM_LASTS
-    return replace(approval, claimed_by=principal.subject, claimed_until=until, version=approval.version + 1)
+    return altered(approval, claimed_by=principal.subject, claimed_until=until, version=approval.version + 1)
 
 
 def let_go(approval: Approval, principal: Principal, *, now: datetime) -> Approval:
@@ -199,7 +200,7 @@ def let_go(approval: Approval, principal: Principal, *, now: datetime) -> Approv
     check_open(approval, now=now)
     if is_claimed(approval, now=now) and approval.claimed_by != principal.subject:
         raise Forbidden("the claim is somebody else's")
-    return replace(approval, claimed_by=None, claimed_until=None, version=approval.version + 1)
+    return altered(approval, claimed_by=None, claimed_until=None, version=approval.version + 1)
 
 
 def check_open(approval: Approval, *, now: datetime) -> None:
@@ -237,7 +238,7 @@ def judge(approval: Approval, order: Order, principal: Principal, *, now: dateti
     context = {**approval.context, "payload": payload, "payload_sha256": sha} if changed else approval.context
     if not changed and _has_response(order.edits):
         context = {**approval.context, "output": order.edits["response"]}
-    after = replace(
+    after = altered(
         approval,
         status=status,
         context=context,
@@ -260,7 +261,7 @@ def silent_verdict(approval: Approval, *, now: datetime) -> Verdict:
     else:
         decision = Decision(TIMEOUT_ACTOR, "reject", None, None, now, "timeout", approval.payload_sha256)
         status, decisions = ApprovalStatus.EXPIRED, approval.decisions
-    after = replace(approval, status=status, decided_at=now, decisions=decisions, version=approval.version + 1)
+    after = altered(approval, status=status, decided_at=now, decisions=decisions, version=approval.version + 1)
     return _verdict(after, decision, approval.context.get("payload"))
 
 
@@ -271,7 +272,7 @@ def escalates(approval: Approval) -> bool:
 
 def escalated(approval: Approval, *, now: datetime) -> Approval:
     assert approval.escalate_to is not None
-    return replace(
+    return altered(
         approval,
         claimed_by=None,  # a claim of those who let the time pass binds nobody
         claimed_until=None,
@@ -287,7 +288,7 @@ def escalated(approval: Approval, *, now: datetime) -> Approval:
 
 
 def cancelled(approval: Approval, *, now: datetime) -> Approval:
-    return replace(
+    return altered(
         approval,
         status=ApprovalStatus.CANCELLED,
         decided_at=now,
@@ -298,14 +299,14 @@ def cancelled(approval: Approval, *, now: datetime) -> Approval:
 
 def stopped(approval: Approval, *, now: datetime) -> Approval:
     """The clock stands while the run is paused."""
-    return replace(approval, clock_stopped_at=now, version=approval.version + 1)
+    return altered(approval, clock_stopped_at=now, version=approval.version + 1)
 
 
 def restarted(approval: Approval, *, now: datetime) -> Approval:
     """The clock goes on: the deadline moves by as long as it stood, under a new timer id."""
     assert approval.clock_stopped_at is not None
     stood = now - approval.clock_stopped_at
-    return replace(
+    return altered(
         approval,
         clock_stopped_at=None,
         expires_at=approval.expires_at + stood,

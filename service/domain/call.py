@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.altered import altered
 from service.domain.canonical import JSON
 
 MAX_TRIES: Final = 5
@@ -25,7 +26,7 @@ class CallStatus(StrEnum):
     FAILED = "failed"  # the provider took it and failed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ProviderCall:
     """The row of `provider_calls`: number `number` of its run, under one idempotency key for all its tries."""
 
@@ -155,10 +156,10 @@ def noticed(call: ProviderCall, provider_ref: str, *, wanted: bool) -> Notice:
 
 def settled(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool = False) -> ProviderCall:
     """The call after one try. `adopts`: the provider's webhook may still tell what became of one that was sent."""
-    done = replace(call, finished_at=now)
+    done = altered(call, finished_at=now)
     match outcome:
         case Answered():
-            return replace(
+            return altered(
                 done,
                 status=CallStatus.ANSWERED,
                 output=outcome.output,
@@ -169,22 +170,22 @@ def settled(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool
                 cost_usd=outcome.cost_usd,
             )
         case Accepted():
-            return replace(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref or call.provider_ref)
+            return altered(call, status=CallStatus.ACCEPTED, provider_ref=outcome.provider_ref or call.provider_ref)
         case InvalidInput():
-            return replace(done, status=CallStatus.INVALID, issues=list(outcome.issues), raw=outcome.raw)
+            return altered(done, status=CallStatus.INVALID, issues=list(outcome.issues), raw=outcome.raw)
         case Unreachable(held_back=True):
-            return replace(done, status=CallStatus.RETRY, problem=outcome.problem, tries=call.tries - 1)
+            return altered(done, status=CallStatus.RETRY, problem=outcome.problem, tries=call.tries - 1)
         case Unreachable():
             status = CallStatus.RETRY if call.tries < MAX_TRIES else CallStatus.EXHAUSTED
-            return replace(done, status=status, problem=outcome.problem)
+            return altered(done, status=status, problem=outcome.problem)
         case OutcomeUnknown():
             if adopts:
-                return replace(call, problem=outcome.problem)
-            return replace(done, status=CallStatus.UNKNOWN, problem=outcome.problem)
+                return altered(call, problem=outcome.problem)
+            return altered(done, status=CallStatus.UNKNOWN, problem=outcome.problem)
         case Rejected():
-            return replace(done, status=CallStatus.REJECTED, problem=outcome.problem, raw=outcome.raw)
+            return altered(done, status=CallStatus.REJECTED, problem=outcome.problem, raw=outcome.raw)
         case ProviderFailed():
-            return replace(done, status=CallStatus.FAILED, problem=outcome.problem, raw=outcome.raw)
+            return altered(done, status=CallStatus.FAILED, problem=outcome.problem, raw=outcome.raw)
 
 
 def tried(call: ProviderCall, outcome: Outcome, *, now: datetime, adopts: bool = False) -> ProviderCall:
@@ -205,7 +206,7 @@ def looked(call: ProviderCall, outcome: Outcome, *, now: datetime) -> ProviderCa
     time is out."""
     if call.status is not CallStatus.ACCEPTED:  # a callback was here first
         return call
-    call = replace(call, looks=call.looks + 1)
+    call = altered(call, looks=call.looks + 1)
     if not isinstance(outcome, Accepted | Unreachable):
         return settled(call, outcome, now=now)
     if call.deadline_at is not None and call.deadline_at <= now:
@@ -242,7 +243,7 @@ def unsent(call: ProviderCall | None, *, before: ProviderCall | None) -> Provide
         return call
     if before is not None and (before.number, before.tries) == (call.number, call.tries):
         return call  # the intent is an earlier one, of which nobody knows
-    return replace(call, status=CallStatus.RETRY, tries=call.tries - 1)
+    return altered(call, status=CallStatus.RETRY, tries=call.tries - 1)
 
 
 def backoff(tries: int, *, retry_after_s: float | None, jitter: float) -> timedelta:

@@ -1,12 +1,13 @@
 """Events: facts about a run, numbered without gaps and chained by hash."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.altered import altered
 from service.domain.canonical import canonical, sha256_hex
 from service.domain.run import Run
 
@@ -69,7 +70,8 @@ class Event:
 
 def rfc3339(at: datetime) -> str:
     """UTC with six digits of fraction and `Z`: one spelling, since it is hashed."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    there = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return there.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def wire(event: Event) -> dict[str, Any]:
@@ -90,7 +92,11 @@ def event_hash(event: Event) -> str:
     """SHA-256 of `prev_hash` followed by the RFC 8785 JSON of the event without `hash` (contract, section 7)."""
     body = wire(event)
     del body["hash"]
-    return sha256_hex(event.prev_hash.encode() + canonical(body))
+    return _hash(body)
+
+
+def _hash(body: Mapping[str, Any]) -> str:
+    return sha256_hex(body["prev_hash"].encode() + canonical(body))
 
 
 def said(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,11 +122,12 @@ def chain(run: Run, facts: Sequence[Fact], *, at: datetime) -> tuple[Run, list[E
     events: list[Event] = []
     seq, last = run.event_seq, run.event_hash
     at = max(at, run.updated_at)  # two processes, two ideas of Postgres's clock: a record does not run backwards
+    run_id, spelt = str(run.id), rfc3339(at)
     stands = dict(zip(STANDS, (run.status.value, run.step.value), strict=True))
     for fact in facts:
         seq += 1
-        bare = Event(run.id, seq, run.tenant, fact.type.value, at, fact.actor, {**fact.data, **stands}, last, "")
-        event = replace(bare, hash=event_hash(bare))
-        last = event.hash
-        events.append(event)
-    return replace(run, event_seq=seq, event_hash=last), events
+        kind, data = fact.type.value, {**fact.data, **stands}
+        body = {"run_id": run_id, "seq": seq, "type": kind, "at": spelt, "actor": fact.actor, "data": data}
+        before, last = last, _hash({**body, "prev_hash": last})
+        events.append(Event(run.id, seq, run.tenant, kind, at, fact.actor, data, before, last))
+    return altered(run, event_seq=seq, event_hash=last), events

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from service.domain import attachments, detectors, form, patch, payload, policy
+from service.domain.altered import altered
 from service.domain.approval import Approval, ApprovalStatus, Decision, patched
 from service.domain.call import Description, ProviderCall
 from service.domain.canonical import JSON
@@ -89,7 +90,7 @@ def redrawn(approval: Approval, docs: Documents) -> Approval:
     shown = _about_payload(docs, checkpoint, _faults(docs, None, checkpoint))
     if checkpoint is Checkpoint.ERROR_RECOVERY:
         del shown["validation_issues"]
-    return replace(approval, context={**approval.context, **shown})
+    return altered(approval, context={**approval.context, **shown})
 
 
 def schema_of(docs: Documents) -> Any:

@@ -1,12 +1,13 @@
 """A run: one execution for one request. Its statuses, its steps, and the one table of allowed moves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.altered import altered
 from service.errors import RunPaused, RunState
 
 
@@ -50,7 +51,7 @@ FINAL: Final = _ENDS
 LIVE: Final = frozenset(RunStatus) - FINAL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """The hot row of `runs`. Times are aware UTC datetimes, `_ms` whole milliseconds."""
 
@@ -133,7 +134,7 @@ def move(run: Run, to: RunStatus, *, now: datetime, **changes: Any) -> Run:
         changes |= {"finished_at": now, "lease_until": None, "worker_id": None, "due_at": None}
     if run.status is RunStatus.PAUSED:
         changes["paused_at"] = None
-    return replace(run, status=to, status_since=now, **changes)
+    return altered(run, status=to, status_since=now, **changes)
 
 
 def released(run: Run, to: RunStatus, *, now: datetime, **changes: Any) -> Run:
@@ -153,7 +154,7 @@ def woken(run: Run, *, now: datetime, due_at: datetime | None = None, **changes:
         "armed": False,
     }
     if run.status is RunStatus.QUEUED:
-        return replace(run, **fresh, **changes)
+        return altered(run, **fresh, **changes)
     return move(run, RunStatus.QUEUED, now=now, **fresh, **changes)
 
 
@@ -179,4 +180,4 @@ def check_live(run: Run) -> None:
 def advanced(run: Run) -> Run:
     """The run at its next step."""
     after = STEPS[STEPS.index(run.step) + 1]
-    return replace(run, step=after, completed_steps=max(run.completed_steps, STEPS.index(after)))
+    return altered(run, step=after, completed_steps=max(run.completed_steps, STEPS.index(after)))

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
+from service.domain.altered import made
 from service.domain.approval import Approval, ApprovalStatus, Decision
 from service.domain.delivery import url_host
 from service.domain.policy import EscalateTo, Reviewers
@@ -30,7 +31,7 @@ def _of_row(row: Row, read: Reader, decisions: tuple[Decision, ...], erased_at: 
     values["reviewers"] = Reviewers.model_validate(values["reviewers"])
     target = values["escalate_to"]
     values["escalate_to"] = EscalateTo.model_validate(target) if target else None
-    return Approval(**values, decisions=decisions, erased_at=erased_at)
+    return made(Approval, {**values, "decisions": decisions, "erased_at": erased_at})
 
 
 def _place(column: str, approval_id: UUID) -> str:
@@ -44,6 +45,11 @@ def _place_of(approval_id: UUID, actor: str) -> str:
 def shown(pen: Pen, a: Approval) -> str | None:
     """What is asked, as it is stored: under one seal, since much of it is said twice."""
     return pen.seal(_place("context", a.id), message=a.message, context=a.context, schema=a.schema)
+
+
+def reviewers_of(a: Approval) -> dict[str, Any]:
+    """Who may decide, as it is stored: queries look at `users`, `groups` and `quorum`, which are always there."""
+    return a.reviewers.model_dump(exclude_none=True)
 
 
 async def with_decisions(conn: Conn, rows: Sequence[asyncpg.Record]) -> list[Approval]:
@@ -101,7 +107,7 @@ async def insert(conn: Conn, a: Approval) -> None:
             $23)
         """,
         a.id, a.tenant, a.run_id, a.checkpoint_type, a.status, list(a.reasons), "", shown(pen, a), None,
-        a.payload_sha256, a.user_id, a.session_id, a.submitter, a.reviewers.model_dump(), a.on_timeout,
+        a.payload_sha256, a.user_id, a.session_id, a.submitter, reviewers_of(a), a.on_timeout,
         a.timeout_s, a.escalate_to.model_dump() if a.escalate_to else None, a.remind_after_s, a.remind_at,
         a.created_at, a.expires_at, pen.url(_place("callback_url", a.id), a.callback_url, url_host(a.callback_url)),
         a.armed, wrapped,
@@ -231,7 +237,7 @@ async def save(conn: Conn, a: Approval) -> None:
             armed = $11, edited = $12, claimed_by = $13, claimed_until = $14, decided_at = $15, version = $16
         where id = $1
         """,
-        a.id, a.status, shown(pen, a), a.payload_sha256, a.reviewers.model_dump(), a.escalated_at, a.remind_at,
+        a.id, a.status, shown(pen, a), a.payload_sha256, reviewers_of(a), a.escalated_at, a.remind_at,
         a.expires_at, a.clock_stopped_at, a.timer_no, a.armed, a.edited, a.claimed_by, a.claimed_until,
         a.decided_at, a.version,
     )  # fmt: skip

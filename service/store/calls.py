@@ -6,6 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
+from service.domain.altered import made
 from service.domain.call import CallStatus, ProviderCall
 from service.store import content
 from service.store.database import Conn
@@ -18,7 +19,7 @@ def of_row(conn: Conn, row: asyncpg.Record) -> ProviderCall:
     read = content.reader(conn, row["run_id"], row["wrapped"])
     values |= read.values(row, _place(row["number"]), "output", ("output", "raw", "issues", "problem"))
     values["status"] = CallStatus(values["status"])
-    return ProviderCall(**values)
+    return made(ProviderCall, values)
 
 
 def _place(number: int) -> str:

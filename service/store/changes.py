@@ -5,10 +5,11 @@ changes a run, or what belongs to it, moves `runs.version` on; so the version al
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from service.domain.altered import altered
 from service.domain.approval import Approval, Decision
 from service.domain.call import ProviderCall
 from service.domain.delivery import told
@@ -40,7 +41,7 @@ appended as (
         $34::json[], $35::smallint[], $36::bytea[]) as e),
 passed as (
     insert into steps (tenant, run_id, n, step, status, at, actor, message)
-    select h.tenant, h.id, (select coalesce(max(n), 0) from steps where run_id = h.id) + s.n, s.step, s.status, s.at,
+    select h.tenant, h.id, (select coalesce(max(n), 0) from steps where run_id = $1) + s.n, s.step, s.status, s.at,
            s.actor, s.message
     from held h, unnest($37::text[], $38::text[], $39::timestamptz[], $40::text[], $41::text[])
         with ordinality as s (step, status, at, actor, message, n)),
@@ -125,7 +126,7 @@ class Change:
     @classmethod
     def of(cls, before: Run, run: Run, facts: Sequence[Fact], *, now: datetime, **parts: Any) -> "Change":
         run, appended = chain(run, facts, at=now)
-        return cls(before, replace(run, version=before.version + 1, updated_at=now), appended, **parts)
+        return cls(before, altered(run, version=before.version + 1, updated_at=now), appended, **parts)
 
     def tells(self, *, relays: bool) -> bool:
         """Whether it writes messages to the outside, and so is more than one statement."""

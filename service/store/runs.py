@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from service.domain import policy
+from service.domain.altered import made
 from service.domain.content import is_sealed
 from service.domain.delivery import told, url_host
 from service.domain.event import Event, EventType, Fact, chain
@@ -28,7 +29,7 @@ def of_row(row: asyncpg.Record) -> Run:
     values = {name: row[name] for name in _KNOWN}
     values["status"] = RunStatus(values["status"])
     values["step"] = Step(values["step"])
-    return Run(**values)
+    return made(Run, values)
 
 
 async def insert(conn: Conn, run: Run, docs: Documents, facts: Sequence[Fact]) -> Run:
