@@ -84,11 +84,13 @@ async def look(services: Services, who: Principal) -> Operations:
 
 async def requeue(services: Services, who: Principal, run_id: UUID) -> Run:
     """Take a failed run up again. Raises `NotFound`, `RunState`."""
+    demand(who, Permission.SUBMIT)
     return await _resumed(services, who, run_id, RunStatus.FAILED)
 
 
 async def resume(services: Services, who: Principal, run_id: UUID) -> Run:
     """Go on with a paused run. Raises `NotFound`, `RunState`."""
+    demand(who, Permission.SUBMIT)
     return await _resumed(services, who, run_id, RunStatus.PAUSED)
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import orjson
 from starlette.responses import RedirectResponse, Response
 
-from service.commands import history, runs
+from service.commands import history, operations, runs
 from service.commands.history import History
 from service.console import live, run_words
 from service.console.deciding import reason_of
@@ -69,20 +69,12 @@ async def pause(visit: Visit) -> Response:
 
 async def resume(visit: Visit) -> Response:
     """Let a paused run go on."""
-
-    def act(run_id: UUID) -> Awaitable[Run]:
-        return runs.resume_run(visit.services, run_id, visit.principal, only=RunStatus.PAUSED)
-
-    return await _act(visit, "resume", act)
+    return await _act(visit, "resume", lambda run_id: operations.resume(visit.services, visit.principal, run_id))
 
 
 async def requeue(visit: Visit) -> Response:
     """Take up a failed run again, from its last durable step."""
-
-    def act(run_id: UUID) -> Awaitable[Run]:
-        return runs.resume_run(visit.services, run_id, visit.principal, only=RunStatus.FAILED)
-
-    return await _act(visit, "requeue", act)
+    return await _act(visit, "requeue", lambda run_id: operations.requeue(visit.services, visit.principal, run_id))
 
 
 async def cancel(visit: Visit) -> Response:
