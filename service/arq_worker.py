@@ -170,8 +170,8 @@ class Worker(arq.worker.Worker):
         _wake.set()
 
     async def _sleep_until_tasks_complete(self) -> None:
-        """Until nothing is under way, Redis knows it, and no turn brings more."""
-        while self.tasks or self._over or self._turning:
+        """Until nothing is under way, Redis knows it (unless it is away), and no turn brings more."""
+        while self.tasks or self._turning or (self._over and not self._failures):
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:

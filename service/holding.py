@@ -111,6 +111,8 @@ def passed_by(
     facts: list[Fact] = []
     records: list[runs.StepRecord] = []
     for done in passed:
+        if done.step != run.step:
+            raise RuntimeError("the run is no longer where its steps were planned")
         actor, message = _who_passed(held, run, done)
         records.append(runs.StepRecord(done.step, "completed", now, actor, message))
         data = {"step": done.step, "payload_sha256": run.payload_sha256, "call": run.call_no}

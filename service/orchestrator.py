@@ -236,14 +236,17 @@ class HITLOrchestrator:
         return await outlast(lambda: self._reloaded(held), for_s=self._lease_s)
 
     async def _reloaded(self, held: Held) -> Held:
-        """The run as it stands after an outage: the last write may be in it or not. Raises `LeaseLost`."""
+        """The run as it stands after an outage: the last write may be in it or not. Raises `LeaseLost`.
+
+        It moves on, so that a write that Postgres has and has not begun comes to nothing."""
         async with self._services.db.transaction(held.run.tenant) as conn:
             run = await runs.lock_held(conn, held.run.id, held.token)
             stored = await calls.lock(conn, run.id, run.call_no) if held.intending else None
             call = unsent(stored, before=held.call)
             if call is not None and call != stored:
                 await calls.save(conn, call)
-            return await self._loaded(conn, run)
+            await runs.move_on(conn, run.id)
+            return await self._loaded(conn, altered(run, version=run.version + 1))
 
     async def _step(self, held: Held) -> str | None:
         """Do the next thing that is more than a pass; the passes before it share its transaction."""
@@ -252,6 +255,7 @@ class HITLOrchestrator:
         except Paused:
             return "paused"
         except Overtaken:
+            held.intending = False
             return None
 
     async def _done(self, held: Held) -> str | None:

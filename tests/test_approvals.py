@@ -504,6 +504,14 @@ async def test_an_unknown_outcome_is_approved_only_with_what_came_of_it(client: 
     assert len(await events(client, approval["run_id"], "provider.submitted")) == 1
 
 
+async def test_the_outcome_that_the_first_of_two_gives_is_shown_to_the_second(client: httpx2.AsyncClient) -> None:
+    body = run_body(echo(EXAMPLE, fail=[{"status": 408}]), reviewers={"quorum": 2})
+    approval = await at(client, await start(client, body), "outcome_unknown")
+    first = await answer(client, approval, "approve", actor="ann", edits={"response": {"seen": 1}})
+    assert first.json()["status"] == "pending"
+    assert (await shown(client, approval))["context"]["output"] == {"seen": 1}
+
+
 async def test_an_unknown_outcome_can_be_sent_again(client: httpx2.AsyncClient) -> None:
     body = run_body(echo(EXAMPLE, fail=[{"status": 408}]))
     approval = await at(client, await start(client, body), "outcome_unknown")

@@ -10,7 +10,9 @@ import pytest
 from service.commands.callbacks import take_notice
 from service.commands.runs import pause_run
 from service.domain.event import EventType, Fact
-from service.domain.run import Run, RunStatus, move, released
+from service.domain.plan import Pass
+from service.domain.run import Run, RunStatus, advanced, move, released
+from service.holding import passed_by
 from service.runtime import Runtime
 from service.store import changes, runs
 from service.store.changes import Change
@@ -138,3 +140,45 @@ async def test_a_notice_moves_the_run_on_for_whoever_read_it_before(empty: Runti
     )
     await take_notice(empty.services, run.id, 1, "p1")
     assert await written(empty, put_down(empty, run)) == [None]
+
+
+async def test_a_run_that_cannot_be_opened_fails_alone_and_its_company_goes_on(empty: Runtime) -> None:
+    ids = [await begin(empty, echo()) for _ in range(3)]
+    await sql(empty, "update run_documents set hitl_config = '{\"defaults\": 99}' where run_id = $1", ids[1])
+    hand = worker(empty)
+    found = await asyncio.gather(*(hand.advance(run_id) for run_id in ids))
+    assert found == ["completed", "internal_error", "completed"]
+    broken = await look(empty, ids[1])
+    assert (broken.status, (broken.error or {})["code"], broken.lease_until) == ("failed", "internal_error", None)
+
+
+async def test_a_write_that_comes_late_after_an_outage_comes_to_nothing(empty: Runtime) -> None:
+    """Postgres had it and had not begun: whoever lost the connection has read the run anew and goes on."""
+    (run,) = await claimed(empty)
+    hand = worker(empty)
+    late = put_down(empty, run)
+    held = await hand._reloaded(await hand._held((run, None)))
+    assert await written(empty, late) == [None]
+    assert held.run.version == run.version + 1
+    assert await written(empty, put_down(empty, held.run)) == [False]
+
+
+async def test_steps_are_passed_only_where_they_were_planned(empty: Runtime) -> None:
+    (run,) = await claimed(empty)
+    held = await worker(empty)._held((run, None))
+    with pytest.raises(RuntimeError, match="no longer where"):
+        passed_by(held, advanced(run), [Pass(run.step)], now=empty.services.db.now())
+
+
+async def test_what_was_read_before_the_run_moved_on_is_not_taken_for_its_documents(empty: Runtime) -> None:
+    run_id = await begin(empty, echo())
+    async with empty.services.db.connection(EVERY) as conn:
+        ((run, known),) = (await runs.claim_all(conn, [run_id], worker_id="w1", lease_s=30)).values()
+    assert known is not None and known.docs.run_input["prompt"] == "a red fox" and run.fencing_token == 2
+
+
+async def test_messages_of_a_company_are_written_with_it(empty: Runtime) -> None:
+    runs_ = [await begin(empty, echo(), callback_url="https://example.com/hook") for _ in range(3)]
+    assert await asyncio.gather(*map(worker(empty).advance, runs_)) == ["completed"] * 3
+    told = await sql(empty, "select array_agg(type order by type) from deliveries where kind = 'webhook'")
+    assert told == ["run.completed"] * 3

@@ -155,12 +155,12 @@ async def _let_through(
 def _passing(found: ToDecide, verdict: Verdict, by: Principal, *, now: datetime) -> Change | None:
     """What a first approval makes of its run: one vote of several, or its way to the next step."""
     approval, before = verdict.approval, found.run
+    if approval.checkpoint_type not in _REVIEWS:  # an outcome that is given changes what the next one is shown
+        return None
     nonce = secrets.token_hex(16)
     record = recorded(found.approval, approval, verdict.decision, by, found.seen, nonce=nonce, payload=verdict.payload)
     run, facts = before, [_fact(approval, verdict, record)]
     if not approval.is_open:
-        if approval.checkpoint_type not in _REVIEWS:
-            return None
         run = woken(with_asked(before, approval.checkpoint_type, approval.reasons), now=now)
         facts.append(queued(run, "decided"))
     return Change.of(before, run, facts, now=now, more=changes.Decided(approval, verdict.decision, record))

@@ -136,14 +136,14 @@ class Change:
 
 async def write(conn: Conn, wanted: Sequence[Change]) -> list[bool | None]:
     """Of each change, all of one kind: None if it was refused, else whether a run of its session that stands in line
-    may be next. What tells anybody outside needs a transaction around it."""
+    may be next (one that came in this very moment is left to the sweep). What tells anybody outside needs a
+    transaction around it."""
     tail = _TAILS[type(wanted[0].more)]
     rows = await conn.fetchmany(
         _RUN + tail + _STANDS, [await _args(conn, n, change) for n, change in enumerate(wanted)]
     )
     stands: dict[int, bool] = {row["n"]: row["next"] for row in rows}
-    for n in stands:
-        await runs.tell(conn, wanted[n].run, wanted[n].events)
+    await runs.tell(conn, [(wanted[n].run, wanted[n].events) for n in stands])
     return [stands.get(n) for n in range(len(wanted))]
 
 

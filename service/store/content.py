@@ -110,8 +110,8 @@ def new_pen(conn: Conn, subject: UUID) -> tuple[Pen, bytes]:
 
 
 async def pen(conn: Conn, subject: UUID) -> Pen:
-    """For something whose row this transaction has locked. Mostly without a query; a run of before content was
-    sealed gets its key now. Raises `ContentErased`."""
+    """For something whose row is locked, or is written only as it was read. Mostly without a query; a run of before
+    content was sealed gets its key now. Raises `ContentErased`."""
     keys = vault(conn)
     key = keys.seen(subject)
     if key is None:

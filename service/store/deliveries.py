@@ -52,9 +52,10 @@ def columns(messages: Sequence[Told]) -> tuple[list[Any], ...]:
     )
 
 
-async def add_of_run(conn: Conn, tenant: str, run_id: UUID, messages: Sequence[Told]) -> bool:
-    """Messages about a run: for the relay, and for its callback if it has one. Returns whether there are any."""
-    count = await conn.fetchval(
+async def add_of_runs(conn: Conn, wanted: Sequence[tuple[str, UUID, Sequence[Told]]]) -> bool:
+    """Messages about runs, each of a tenant: for the relay, and for its callback if it has one; in one trip. Returns
+    whether there are any."""
+    rows = await conn.fetchmany(
         """
         with told as (
             select m.*, d.callback_url
@@ -69,11 +70,11 @@ async def add_of_run(conn: Conn, tenant: str, run_id: UUID, messages: Sequence[T
         messages as (
             insert into deliveries (id, tenant, subject, kind, seq, type, approval_id, created_at)
             select id, $2, $1, kind, seq, type, approval_id, at from told order by seq)
-        select count(*) from told
+        select count(*) as messages from told
         """,
-        run_id, tenant, *columns(messages),
-    )  # fmt: skip
-    return bool(count)
+        [(run_id, tenant, *columns(messages)) for tenant, run_id, messages in wanted],
+    )
+    return any(row["messages"] for row in rows)
 
 
 async def add_of_question(conn: Conn, tenant: str, approval_id: UUID, messages: Sequence[Told]) -> None:

@@ -15,7 +15,7 @@ from service.domain.delivery import told, url_host
 from service.domain.event import Event, EventType, Fact, chain
 from service.domain.plan import Documents
 from service.domain.run import STATE_VERSION, Run, RunStatus, Step
-from service.errors import HitlError, LeaseLost
+from service.errors import LeaseLost
 from service.store import content, deliveries, events
 from service.store.database import Conn, outbox
 
@@ -61,8 +61,7 @@ async def insert_all(conn: Conn, new: Sequence[NewRun]) -> list[Run]:
         """,
         [_new(conn, run, docs, first) for run, first, docs in chained],
     )
-    for run, first, _ in chained:
-        await tell(conn, run, first)
+    await tell(conn, [(run, first) for run, first, _ in chained])
     return [run for run, _, _ in chained]
 
 
@@ -80,13 +79,17 @@ def _new(conn: Conn, run: Run, docs: Documents, first: Sequence[Event]) -> list[
     ]  # fmt: skip
 
 
-async def tell(conn: Conn, run: Run, appended: Sequence[Event]) -> None:
-    """Write the messages that tell these events to the outside, where anybody is told."""
+async def tell(conn: Conn, changed: Sequence[tuple[Run, Sequence[Event]]]) -> None:
+    """Write the messages that tell these events to the outside, where anybody is told; in one trip."""
     box = outbox(conn)
-    if box.relays or run.calls_back is not False:
-        messages = told(appended, relays=box.relays, calls_back=run.calls_back is not False)
-        if messages and await deliveries.add_of_run(conn, run.tenant, run.id, messages):
-            box.filled = True
+    wanted = [
+        (run.tenant, run.id, messages)
+        for run, appended in changed
+        if box.relays or run.calls_back is not False
+        if (messages := told(appended, relays=box.relays, calls_back=run.calls_back is not False))
+    ]
+    if wanted and await deliveries.add_of_runs(conn, wanted):
+        box.filled = True
 
 
 async def get(conn: Conn, tenant: str, run_id: UUID) -> Run | None:
@@ -214,6 +217,7 @@ async def claim_all(
             d.raw_response, d.result, d.callback_url, k.wrapped, e.at as erased_at,
             (select coalesce(sum(tries), 0)::int from provider_calls where run_id = $1) as tries,
             exists (select from provider_calls where run_id = $1 and number = r.call_no) as called,
+            (select version from runs where id = $1) = r.version - 1 as fresh,
             case when r.asked <> '{}' then (
                 select json_object_agg(checkpoint_type, actor order by created_at) from (
                     select a.checkpoint_type, a.created_at, (select s.actor from decisions s
@@ -228,10 +232,12 @@ async def claim_all(
 
 
 def _loaded(conn: Conn, row: asyncpg.Record) -> Loaded | None:
+    """None as well where the run moved on in the moment of the claim, and its documents are of before."""
     try:
-        return Loaded(_documents(conn, row), row["actors"] or {}, row["tries"], row["called"])
-    except HitlError:
+        known = Loaded(_documents(conn, row), row["actors"] or {}, row["tries"], row["called"])
+    except Exception:  # whatever it is: said where the run is read alone, and its company is claimed by now
         return None
+    return known if row["fresh"] else None
 
 
 async def claim_mine(conn: Conn, run_id: UUID, *, worker_id: str, lease_s: float) -> Run | None:
@@ -275,7 +281,7 @@ async def save(conn: Conn, run: Run, facts: Sequence[Fact], *, now: datetime) ->
         run.human_ms, run.provider_ms, run.estimated_usd, run.actual_usd, error, now, run.tenant,
         *events.columns(told), STATE_VERSION,
     )  # fmt: skip
-    await tell(conn, run, appended)
+    await tell(conn, [(run, appended)])
     return run, appended
 
 
