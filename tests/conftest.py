@@ -137,7 +137,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(stack: Stack) -> AsyncIterator[httpx2.AsyncClient]:
-    limits = httpx2.Limits(max_connections=200)
+    limits = httpx2.Limits(max_connections=200, keepalive_expiry=2)  # sooner than the server lets go of it
     async with httpx2.AsyncClient(base_url=stack.base_url, timeout=70, limits=limits, trust_env=False) as found:
         yield found
 
