@@ -260,12 +260,13 @@ async def remind(services: Services, approval_id: UUID) -> bool:
 
 
 async def silence(conn: Conn, services: Services, current: Approval, run: Run | None, after: After) -> Approval:
-    """Do what silence means about an approval that is locked and past its deadline."""
+    """Do what silence means about an approval that is locked and past its deadline by Postgres's clock."""
+    services.db.heard(current.expires_at)  # nothing that comes of it was before
     now = services.db.now()
     if rules.escalates(current):
         await _escalate(conn, current, run, now, after)
         return current
-    verdict = rules.silent_verdict(current, now=max(now, current.expires_at))
+    verdict = rules.silent_verdict(current, now=now)
     await _take(conn, services, verdict, run, after, before=current, by=None)
     return verdict.approval
 

@@ -403,7 +403,7 @@ async def test_500_three_times_then_success_is_one_prediction(client: httpx2.Asy
     times = [seen.at for seen in standin.seen("create")]
     assert len(times) == 4 and len(standin.predictions) == 1
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert gaps == sorted(gaps)
+    assert all(gap >= least for gap, least in zip(gaps, (0.25, 0.75, 1.75), strict=True)), gaps  # clocks differ
 
 
 async def test_a_5xx_whose_prediction_stands_is_adopted_by_its_webhook(
