@@ -113,18 +113,18 @@ class Caller:
         held.intending = False
         progress = self._progress(held)
         request = replace(request, progress=progress.tell)
-        writer = asyncio.get_running_loop().create_task(progress.run())  # owned here: it ends with the call
+        progress.begin()
         started = time.monotonic()
         with _span("call", held):
             try:
                 outcome = await self.leftovers.sent(held.provider, request)
             except BaseException:
-                writer.cancel()
+                progress.cancel()
                 raise
             took_ms = max(1, round((time.monotonic() - started) * 1000))
             self._log_call(held, outcome, took_ms)
         try:
-            await progress.stop(writer)
+            await progress.stop()
             return await self._settle(held, outcome, took_ms, progress, looking=False)
         except BaseException:  # whatever it is: what was begun is not forgotten
             self.leftovers.keep(held.provider, request, outcome)

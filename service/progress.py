@@ -32,11 +32,19 @@ class Progress:
         self._size = 0.0
         self._news = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._writing = False
+        self._writer: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """From now on, write what is told, by a task that begins with the first of it: most calls tell nothing."""
+        self._writing = True
 
     def tell(self, data: Data) -> None:
         """What a provider calls, as often as it likes."""
         self._latest = dict(data)
         self._news.set()
+        if self._writing and self._writer is None and not self._stopped.is_set():
+            self._writer = asyncio.get_running_loop().create_task(self._run())  # owned here: it ends with the call
 
     @property
     def untold(self) -> Data | None:
@@ -45,7 +53,7 @@ class Progress:
             return None
         return self._latest
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Write until `stop`, at most one state in `EVERY_S`."""
         try:
             while not self._stopped.is_set():
@@ -58,12 +66,18 @@ class Progress:
         except Exception as error:  # the call goes on: its end tells the last state
             log.error("http.error", error=type(error).__name__)
 
-    async def stop(self, writer: "asyncio.Task[None]") -> None:
+    async def stop(self) -> None:
         """Let a write that is under way end, for a moment."""
         self._stopped.set()
         self._news.set()
-        await asyncio.wait({writer}, timeout=STOP_S)
-        writer.cancel()
+        if self._writer is not None:
+            await asyncio.wait({self._writer}, timeout=STOP_S)
+            self._writer.cancel()
+
+    def cancel(self) -> None:
+        self._stopped.set()
+        if self._writer is not None:
+            self._writer.cancel()
 
     async def _write_latest(self) -> None:
         data = self._latest

@@ -126,9 +126,8 @@ async def get_run(call: Call) -> Reply:
     def done(run: Run | None) -> bool:
         return run is None or run.final or run.status == "awaiting_human"
 
-    if query.wait:
-        await call.services.notifier.wait_until(run_id, look, done, timeout_s=query.wait)
-    view = await _view(call, run_id)
+    seen = await call.services.notifier.wait_until(run_id, look, done, timeout_s=query.wait) if query.wait else None
+    view = await _view(call, run_id, known=seen if seen is not None and seen.final else None)
     await note_seen(call.services, call.principal, view["pending_actions"], "http")
     return Reply(view)
 
@@ -204,8 +203,8 @@ async def get_job(call: Call) -> Reply:
     return Reply(job_view(run, asked, done))
 
 
-async def _view(call: Call, run_id: UUID) -> dict[str, Any]:
-    view = await run_view(call.services, call.principal.tenant, run_id)
+async def _view(call: Call, run_id: UUID, *, known: Run | None = None) -> dict[str, Any]:
+    view = await run_view(call.services, call.principal.tenant, run_id, known=known)
     if view is None:
         raise NotFound("no such run")
     return view

@@ -12,9 +12,10 @@ from service.domain.view import approval_view, when
 from service.store import runs
 
 
-async def run_view(services: Services, tenant: str, run_id: UUID) -> dict[str, Any] | None:
+async def run_view(services: Services, tenant: str, run_id: UUID, *, known: Run | None = None) -> dict[str, Any] | None:
+    """`known`: the run as it was read a moment ago, where it is over and will not change."""
     async with services.db.connection(tenant) as conn:
-        run = await runs.get(conn, tenant, run_id)
+        run = known or await runs.get(conn, tenant, run_id)
         return (await run_views(conn, services, [run]))[0] if run else None
 
 

@@ -18,10 +18,11 @@ from service.store.database import Conn
 
 
 async def run_views(conn: Conn, services: Services, page: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each run whole, in three queries for all of them."""
+    """Each run whole, in three queries for all of them; two where all are over, since nothing is open then."""
     ids = [run.id for run in page]
     docs = await runs.documents_of(conn, ids)
-    waiting = await approvals.open_of_runs(conn, ids)
+    live = [run.id for run in page if not run.final]
+    waiting = await approvals.open_of_runs(conn, live) if live else {}
     history = await runs.steps_of(conn, ids)
     now = services.db.now()
     told = [altered(run, error=await runs.error_of(conn, run)) for run in page]

@@ -131,7 +131,8 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, scope: Scope) -> AsyncIterator[Conn]:
-        """A connection for reading, or for one statement that is whole by itself. Raises `Unavailable` when Postgres is away.
+        """A connection for reading, or for one statement that is whole by itself. Raises `Unavailable` when Postgres is
+        away.
 
         Behind a pooler it is a transaction: what is set would not hold any longer, and two statements might reach
         two servers.
