@@ -3,19 +3,17 @@
 What may be logged stands in catalogue.py; `hitl doctor --events` prints it.
 """
 
-import json
 import logging
 import logging.config
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
-import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
@@ -33,19 +31,11 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
-def _json(line: EventDict, *, default: Callable[[Any], Any]) -> str:
-    """One line. What orjson cannot spell (half a character, a very long integer) goes the slow way."""
-    try:
-        return orjson.dumps(line, default=default).decode()
-    except orjson.JSONEncodeError:
-        return json.dumps(line, default=default)
-
-
 def configure(*, process: str, level: str = "INFO", fmt: str | None = None) -> None:
     """Set up structlog and route the libraries' own lines through it. `process` is web, worker or cli."""
     numeric = logging.getLevelNamesMapping()[level]
     counts = process in ("web", "worker")
-    renderer: Processor = structlog.processors.JSONRenderer(serializer=_json)
+    renderer: Processor = structlog.processors.JSONRenderer()
     if (fmt or ("console" if sys.stdout.isatty() else "json")) == "console":
         renderer = structlog.dev.ConsoleRenderer()
     shared: list[Processor] = [
