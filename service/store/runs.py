@@ -193,8 +193,7 @@ async def claim_all(
     """As `claim`, of each, in one statement each and one trip. Nobody is waited for: one that somebody has locked just
     now is not among them, due or not. What cannot be opened is no reason to forget that it was claimed: it is None.
 
-    Nor is the disk waited for: a claim that a crash of Postgres forgets was followed by nothing, since what its worker
-    writes next is kept only with all that was written before; the run is due again.
+    The disk is waited for: a claim that a crash of Postgres forgot would give its token to a second holder.
     """
     rows = await conn.fetchmany(
         """
@@ -221,7 +220,6 @@ async def claim_all(
             (select coalesce(sum(tries), 0)::int from provider_calls where run_id = $1) as tries,
             exists (select from provider_calls where run_id = $1 and number = r.call_no) as called,
             (select version from runs where id = $1) = r.version - 1 as fresh,
-            set_config('synchronous_commit', 'off', true),
             case when r.asked <> '{}' then (
                 select json_object_agg(checkpoint_type, actor order by created_at) from (
                     select a.checkpoint_type, a.created_at, (select s.actor from decisions s
